@@ -1,0 +1,1 @@
+//! Ratite's QMP schema and the Rust types generated from it.

@@ -1,0 +1,1 @@
+//! Block nodes, their edges, permissions, draining and requests.

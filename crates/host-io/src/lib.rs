@@ -1,0 +1,1 @@
+//! The host: executor, io_uring, files, sockets, descriptors, timers.

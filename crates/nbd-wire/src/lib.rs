@@ -1,0 +1,1 @@
+//! The NBD protocol's messages and handshake as pure state machines.

@@ -1,0 +1,1 @@
+//! Rust types and handler traits from a checked QAPI schema.

@@ -1,0 +1,1 @@
+//! The QAPI schema language: parse, check, introspect, document.

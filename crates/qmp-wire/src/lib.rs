@@ -1,0 +1,1 @@
+//! The QMP protocol as a pure state machine: bytes in, messages out.
