@@ -104,6 +104,12 @@ pub enum ExtentKind {
         /// Where that space is.
         offset: Option<u64>,
     },
+    /// The storage child's own answer at `offset` holds here too: filters, and formats that only
+    /// shift.
+    InChild {
+        /// Byte offset in the child.
+        offset: u64,
+    },
     /// This layer has nothing: the backing node decides, or zeroes where there is none.
     Unallocated,
 }
@@ -197,11 +203,6 @@ pub trait Driver: Send + Sync + 'static {
     /// The child that answers for what this layer has not allocated.
     fn backing_edge(&self) -> Option<&Edge> {
         None
-    }
-
-    /// Whether it only passes on what its child has, changing nothing that can be seen.
-    fn is_filter(&self) -> bool {
-        false
     }
 
     /// Whether a mapping that [`Driver::map_now`] gave stays true for as long as the length stays.

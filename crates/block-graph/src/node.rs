@@ -298,12 +298,11 @@ impl Node {
     /// # Errors
     /// The host's, or the image's.
     pub async fn status(&self, offset: u64, len: u64) -> Result<BlockStatus, BlockError> {
-        let mut node = None::<Arc<Node>>;
-        let mut len = len;
-        let mut depth = 1;
+        let mut held = None::<Arc<Node>>;
+        let (mut offset, mut len, mut depth) = (offset, len, 1);
         loop {
-            let this = node.as_deref().unwrap_or(self);
-            let length = this.length();
+            let node = held.as_deref().unwrap_or(self);
+            let length = node.length();
             if offset >= length {
                 return Ok(BlockStatus {
                     len,
@@ -313,7 +312,7 @@ impl Node {
                 });
             }
             let asked = len.min(length - offset);
-            let extent = this.extent(offset, asked).await?;
+            let extent = node.extent(offset, asked).await?;
             len = extent.len.min(asked).max(1);
             let below = match extent.kind {
                 ExtentKind::Zero { .. } => {
@@ -329,20 +328,19 @@ impl Node {
                     in_child,
                     ..
                 } => {
-                    return this.data_status(at.filter(|_| in_child), len, depth).await;
+                    return node.data_status(at.filter(|_| in_child), len, depth).await;
                 }
-                ExtentKind::Unallocated if this.driver.is_filter() => {
-                    this.driver.storage_edge().map(Edge::node_arc)
+                ExtentKind::InChild { offset: at } => {
+                    offset = at;
+                    node.driver.storage_edge()
                 }
-                ExtentKind::Unallocated => this.driver.backing_edge().map(Edge::node_arc),
+                ExtentKind::Unallocated => {
+                    depth += 1;
+                    node.driver.backing_edge()
+                }
             };
-            match below {
-                Some(below) => {
-                    if !this.driver.is_filter() {
-                        depth += 1;
-                    }
-                    node = Some(below);
-                }
+            match below.map(Edge::node_arc) {
+                Some(below) => held = Some(below),
                 None => {
                     return Ok(BlockStatus {
                         len,

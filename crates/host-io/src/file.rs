@@ -358,3 +358,34 @@ fn fcntl_lock(fd: &OwnedFd, call: i32, kind: i32, start: u64, len: u64) -> io::R
         Ok(i32::from(lock.l_type))
     }
 }
+
+impl File {
+    /// The device and inode numbers: equal for two descriptors of one file.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn identity(&self) -> io::Result<(u64, u64)> {
+        let metadata = self.std_file()?.metadata()?;
+        Ok((metadata.dev(), metadata.ino()))
+    }
+
+    /// What offset, length and memory of a direct request must be aligned to, in bytes.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn direct_alignment(&self) -> io::Result<u32> {
+        use rustix::fs::{AtFlags, StatxFlags};
+        /// Enough for every disk, where the host does not say.
+        const SAFE: u32 = 4096;
+        let asked = rustix::fs::statx(
+            &*self.fd,
+            "",
+            AtFlags::EMPTY_PATH,
+            StatxFlags::from_bits_retain(libc::STATX_DIOALIGN),
+        );
+        let Ok(answer) = asked else { return Ok(SAFE) };
+        let alignment = answer.stx_dio_offset_align.max(answer.stx_dio_mem_align);
+        let usable = alignment.is_power_of_two() && alignment <= SAFE;
+        Ok(if usable { alignment.max(512) } else { SAFE })
+    }
+}
