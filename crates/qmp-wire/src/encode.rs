@@ -18,38 +18,6 @@ pub enum Style {
     Pretty,
 }
 
-/// A command's result in its final form, to be sent any number of times by
-/// [`crate::Session::encode_return_text`]. Made for large results that never change.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ReturnText {
-    style: Style,
-    text: Box<[u8]>,
-}
-
-impl ReturnText {
-    /// Writes the value down in the given style, as a member of a reply.
-    ///
-    /// # Errors
-    /// [`Error::Encode`] if the value cannot be JSON.
-    pub fn new<T: Serialize + ?Sized>(value: &T, style: Style) -> Result<Self, Error> {
-        let mut text = Vec::new();
-        write_value(&mut text, style, 1, value)?;
-        Ok(Self {
-            style,
-            text: text.into_boxed_slice(),
-        })
-    }
-
-    /// The style that it was written in.
-    pub fn style(&self) -> Style {
-        self.style
-    }
-
-    pub(crate) fn text(&self) -> &[u8] {
-        &self.text
-    }
-}
-
 /// Appends a value as JSON without a line end; on an error `out` is as it was.
 ///
 /// # Errors

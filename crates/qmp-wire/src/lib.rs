@@ -33,6 +33,6 @@ pub mod json;
 mod session;
 
 pub use client::{ClientSession, ServerMessage};
-pub use encode::{ReturnText, Style, encode_value};
+pub use encode::{Style, encode_value};
 pub use error::{Error, ErrorClass};
 pub use session::{Answer, Incoming, Outcome, Session, Timestamp};

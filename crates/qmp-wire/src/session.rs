@@ -3,7 +3,7 @@
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::encode::{MessageWriter, ReturnText, Style};
+use crate::encode::{MessageWriter, Style};
 use crate::json::StreamParser;
 use crate::{Error, ErrorClass};
 
@@ -146,6 +146,11 @@ impl Session {
         self.parser.unread_bytes()
     }
 
+    /// Whether everything fed has been read and no message is half there.
+    pub fn is_between_messages(&self) -> bool {
+        self.parser.is_between_messages()
+    }
+
     /// The next thing that the client said, `None` when more bytes are needed.
     pub fn next_request(&mut self) -> Option<Incoming> {
         Some(match self.parser.next_value()? {
@@ -250,23 +255,28 @@ impl Session {
             .finish()
     }
 
-    /// Appends a command's result that was written down before.
+    /// Appends a command's result that is ASCII JSON text already. Only its spacing may differ
+    /// from what [`Self::encode_return`] would write.
     ///
     /// # Errors
-    /// [`Error::Encode`] if it was written in another style than the session's.
-    pub fn encode_return_text(
+    /// [`Error::Encode`] if it is not JSON; only looked at when the style is pretty.
+    pub fn encode_return_json(
         &self,
         id: Option<&Value>,
-        result: &ReturnText,
+        json: &str,
         out: &mut Vec<u8>,
     ) -> Result<(), Error> {
-        if result.style() != self.style {
-            return Err(Error::Encode("the text is in the other style".to_owned()));
+        match self.style {
+            Style::Compact => MessageWriter::new(out, self.style)
+                .text("return", json.as_bytes())
+                .optional("id", id)
+                .finish(),
+            Style::Pretty => {
+                let value: Value =
+                    serde_json::from_str(json).map_err(|error| Error::Encode(error.to_string()))?;
+                self.encode_return(id, &value, out)
+            }
         }
-        MessageWriter::new(out, self.style)
-            .text("return", result.text())
-            .optional("id", id)
-            .finish()
     }
 
     /// Appends an error reply.

@@ -1,5 +1,12 @@
 //! The same bytes to `qemu-storage-daemon` and to a [`Session`]: the replies must be the same.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test program"
+)]
+
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};

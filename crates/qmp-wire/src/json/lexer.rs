@@ -76,6 +76,11 @@ pub(super) enum Lexed {
 const KEPT_TEXT_BYTES: usize = 64 << 10;
 
 impl Lexer {
+    /// Whether no token is begun.
+    pub(super) fn is_between_tokens(&self) -> bool {
+        matches!(self.state, State::Start | State::Recovery)
+    }
+
     pub(super) fn new() -> Self {
         Self {
             state: State::Start,

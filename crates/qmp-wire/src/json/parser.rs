@@ -90,6 +90,11 @@ impl StreamParser {
         self.input.len() - self.used
     }
 
+    /// Whether all fed bytes have been looked at and none of them begins an unfinished message.
+    pub fn is_between_messages(&self) -> bool {
+        self.unread_bytes() == 0 && self.message.tokens == 0 && self.lexer.is_between_tokens()
+    }
+
     /// The next value, or what is wrong with it; `None` when more input is needed.
     ///
     /// # Errors
