@@ -1,5 +1,7 @@
 //! The project's own tasks: `cargo xtask TASK`.
 
+mod codegen;
+mod schema_diff;
 mod tidy;
 
 use std::path::{Path, PathBuf};
@@ -10,8 +12,10 @@ use anyhow::{Context, Result};
 const USAGE: &str = "\
 usage: cargo xtask TASK
 
-  test          install what the tests need, build, and run every check and test
-  tidy          check layers, sizes and names
+  codegen [--check]   write crates/api/src/generated from the schema, or say whether it is stale
+  schema-diff REFERENCE.json [--only-served]
+                      compare our introspection with a reference
+  tidy                check layers, sizes and names
 ";
 
 fn main() -> ExitCode {
@@ -21,16 +25,17 @@ fn main() -> ExitCode {
         None => ("help", [].as_slice()),
     };
     let done = match task {
+        "codegen" => codegen::run(rest),
+        "schema-diff" => schema_diff::run(rest),
         "tidy" => tidy::run(),
         "help" | "--help" | "-h" => {
             print!("{USAGE}");
-            Ok(())
+            Ok(ExitCode::SUCCESS)
         }
         unknown => Err(anyhow::anyhow!("unknown task '{unknown}'\n\n{USAGE}")),
     };
-    let _ = rest;
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE

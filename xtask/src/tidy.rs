@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 
@@ -65,7 +66,7 @@ const EMPTY_NAMES: &[&str] = &[
     "base", "common", "util", "utils", "misc", "manager", "helper", "helpers",
 ];
 
-pub fn run() -> Result<()> {
+pub fn run() -> Result<ExitCode> {
     let root = crate::root()?;
     let mut complaints = Vec::new();
     let mut crates: Vec<PathBuf> = fs::read_dir(root.join("crates"))?
@@ -88,7 +89,7 @@ pub fn run() -> Result<()> {
             crates.len(),
             files.len()
         );
-        return Ok(());
+        return Ok(ExitCode::SUCCESS);
     }
     for complaint in &complaints {
         eprintln!("{complaint}");

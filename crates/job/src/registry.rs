@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use api::{Event, EventSink, JobInfo, JobStatus, JobStatusChange, JobType, JobVerb, QmpError};
+use api::{Event, EventSink, JobInfo, JobStatus, JobStatusChangeEvent, JobType, JobVerb, QmpError};
 use indexmap::IndexMap;
 use parking_lot::Mutex;
 
@@ -75,7 +75,7 @@ impl Job {
             }
             state.status = status;
         }
-        let change = JobStatusChange { id: self.id.clone(), status };
+        let change = JobStatusChangeEvent { id: self.id.clone(), status };
         self.events.emit(Event::JobStatusChange(change));
         true
     }
