@@ -21,8 +21,8 @@ const LAYERS: &[&[&str]] = &[
     &[
         "qapi",
         "qapi-codegen",
-        "api",
         "qmp-wire",
+        "api",
         "nbd-wire",
         "rfb-wire",
         "vhost-user-wire",

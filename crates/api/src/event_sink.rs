@@ -13,6 +13,8 @@ pub trait EventSink: Send + Sync + 'static {
 /// letters, digits, `-`, `.` and `_`.
 pub fn is_well_formed_id(id: &str) -> bool {
     let mut chars = id.chars();
-    chars.next().is_some_and(|first| first.is_ascii_alphabetic())
+    chars
+        .next()
+        .is_some_and(|first| first.is_ascii_alphabetic())
         && chars.all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_'))
 }

@@ -30,15 +30,6 @@ pub struct Graph {
     state: Mutex<State>,
 }
 
-/// Whether `name` follows the rules for identifiers: a letter, then letters, digits, `-._`.
-pub fn is_well_formed_name(name: &str) -> bool {
-    let mut chars = name.chars();
-    chars
-        .next()
-        .is_some_and(|first| first.is_ascii_alphabetic())
-        && chars.all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_'))
-}
-
 impl Graph {
     /// The node called `name`.
     ///
@@ -64,7 +55,7 @@ impl Graph {
     /// # Errors
     /// [`GraphError::InvalidName`], [`GraphError::DuplicateNode`].
     pub fn check_new_name(&self, name: &str) -> Result<(), GraphError> {
-        if !is_well_formed_name(name) || name.len() > MAX_NODE_NAME {
+        if !api::is_well_formed_id(name) || name.len() > MAX_NODE_NAME {
             return Err(GraphError::InvalidName(name.to_owned()));
         }
         if self.state.lock().nodes.contains_key(name) {

@@ -41,7 +41,7 @@ pub use driver::{
 pub use edge::{ChildRole, Edge, ParentName};
 pub use error::{BlockError, BlockErrorKind, BlockOperation, GraphError, strerror};
 pub use events::{BlockEvents, ImageCorrupted};
-pub use graph::{Drained, Graph, MAX_NODE_NAME, is_well_formed_name};
+pub use graph::{Drained, Graph, MAX_NODE_NAME};
 pub use in_flight::{InFlight, InFlightGuard};
 pub use node::{BlockStatus, DetectZeroes, Node, NodeOptions, is_zero};
 pub use permissions::{Permission, Permissions};

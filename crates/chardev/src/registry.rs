@@ -30,12 +30,22 @@ impl ChardevRegistry {
     pub fn add(&self, id: &str, chardev: Arc<dyn Chardev>) -> Result<(), QmpError> {
         let mut entries = self.entries.lock();
         if entries.contains_key(id) {
-            return Err(QmpError::generic(format!("Chardev with id '{id}' already exists")));
+            return Err(QmpError::generic(format!(
+                "Chardev with id '{id}' already exists"
+            )));
         }
         if entries.len() >= MAX_CHARDEVS {
-            return Err(QmpError::generic(format!("There are {MAX_CHARDEVS} chardevs already")));
+            return Err(QmpError::generic(format!(
+                "There are {MAX_CHARDEVS} chardevs already"
+            )));
         }
-        entries.insert(id.to_owned(), Entry { chardev, claimed: false });
+        entries.insert(
+            id.to_owned(),
+            Entry {
+                chardev,
+                claimed: false,
+            },
+        );
         Ok(())
     }
 
@@ -45,7 +55,9 @@ impl ChardevRegistry {
     /// When it breaks the rules or is taken.
     pub fn check_new_id(&self, id: &str) -> Result<(), QmpError> {
         if self.entries.lock().contains_key(id) {
-            return Err(QmpError::generic(format!("Chardev with id '{id}' already exists")));
+            return Err(QmpError::generic(format!(
+                "Chardev with id '{id}' already exists"
+            )));
         }
         Ok(())
     }
@@ -76,9 +88,9 @@ impl ChardevRegistry {
         let mut entries = self.entries.lock();
         match entries.get_mut(id) {
             None => Err(QmpError::generic(format!("Chardev '{id}' does not exist"))),
-            Some(entry) if entry.claimed => Err(QmpError::generic(format!(
-                "Chardev user does not support chardev hotswap"
-            ))),
+            Some(entry) if entry.claimed => Err(QmpError::generic(
+                "Chardev user does not support chardev hotswap",
+            )),
             Some(entry) => {
                 entry.chardev = chardev;
                 Ok(())
@@ -107,7 +119,11 @@ impl ChardevRegistry {
         let Some(entry) = entries.get_mut(id) else {
             return Err(QmpError::generic(format!("chardev \"{id}\" not found")));
         };
-        let connections = if entry.claimed { None } else { entry.chardev.take_connections() };
+        let connections = if entry.claimed {
+            None
+        } else {
+            entry.chardev.take_connections()
+        };
         let Some(connections) = connections else {
             return Err(QmpError::generic(format!("Device '{id}' is in use")));
         };

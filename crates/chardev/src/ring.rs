@@ -25,12 +25,17 @@ impl RingBuffer {
             return Err("size of ringbuf chardev must be power of two".to_owned());
         }
         let size = usize::try_from(size).map_err(|error| error.to_string())?;
-        Ok(Self { size, bytes: Mutex::default() })
+        Ok(Self {
+            size,
+            bytes: Mutex::default(),
+        })
     }
 
     /// Appends `data`; what does not fit pushes out the oldest bytes.
     pub fn write(&self, data: &[u8]) {
-        let kept = data.get(data.len().saturating_sub(self.size)..).unwrap_or_default();
+        let kept = data
+            .get(data.len().saturating_sub(self.size)..)
+            .unwrap_or_default();
         let mut bytes = self.bytes.lock();
         let excess = (bytes.len() + kept.len()).saturating_sub(self.size);
         bytes.drain(..excess);

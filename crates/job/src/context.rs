@@ -33,7 +33,8 @@ impl Progress {
 
     /// So much is left to do from here.
     pub fn set_remaining(&self, amount: u64) {
-        self.total.store(self.current().saturating_add(amount), Ordering::Relaxed);
+        self.total
+            .store(self.current().saturating_add(amount), Ordering::Relaxed);
     }
 }
 
@@ -95,13 +96,15 @@ impl JobContext {
         if wishes.pause.load(Ordering::SeqCst) {
             self.job.enter_pause();
             wishes
-                .wait_until(|wishes| {
-                    wishes.is_cancelled() || !wishes.pause.load(Ordering::SeqCst)
-                })
+                .wait_until(|wishes| wishes.is_cancelled() || !wishes.pause.load(Ordering::SeqCst))
                 .await;
             self.job.leave_pause();
         }
-        if wishes.is_cancelled() { Err(JobFailure::Cancelled) } else { Ok(()) }
+        if wishes.is_cancelled() {
+            Err(JobFailure::Cancelled)
+        } else {
+            Ok(())
+        }
     }
 
     /// Says that the job could complete now, and waits for somebody to ask for it.

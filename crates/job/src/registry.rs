@@ -75,7 +75,10 @@ impl Job {
             }
             state.status = status;
         }
-        let change = JobStatusChangeEvent { id: self.id.clone(), status };
+        let change = JobStatusChangeEvent {
+            id: self.id.clone(),
+            status,
+        };
         self.events.emit(Event::JobStatusChange(change));
         true
     }
@@ -129,7 +132,10 @@ pub struct JobRegistry {
 impl JobRegistry {
     /// No jobs yet; changes of state go to `events`.
     pub fn new(events: Arc<dyn EventSink>) -> Arc<Self> {
-        Arc::new(Self { jobs: Mutex::default(), events })
+        Arc::new(Self {
+            jobs: Mutex::default(),
+            events,
+        })
     }
 
     /// Starts `work` as the job `id`.
@@ -147,7 +153,10 @@ impl JobRegistry {
             id: id.to_owned(),
             job_type,
             options,
-            state: Mutex::new(State { status: JobStatus::Undefined, error: None }),
+            state: Mutex::new(State {
+                status: JobStatus::Undefined,
+                error: None,
+            }),
             progress: Progress::default(),
             wishes: Wishes::default(),
             events: Arc::clone(&self.events),
@@ -161,7 +170,9 @@ impl JobRegistry {
                 return Err(QmpError::generic(format!("Job ID '{id}' already in use")));
             }
             if jobs.len() >= MAX_JOBS {
-                return Err(QmpError::generic(format!("There are {MAX_JOBS} jobs already")));
+                return Err(QmpError::generic(format!(
+                    "There are {MAX_JOBS} jobs already"
+                )));
             }
             jobs.insert(id.to_owned(), Arc::clone(&job));
         }
@@ -190,7 +201,12 @@ impl JobRegistry {
 
     /// What `query-jobs` answers: newest first.
     pub fn query(&self) -> Vec<JobInfo> {
-        self.jobs.lock().values().rev().map(|job| job.info()).collect()
+        self.jobs
+            .lock()
+            .values()
+            .rev()
+            .map(|job| job.info())
+            .collect()
     }
 
     /// The verb `pause`.
@@ -282,7 +298,9 @@ impl JobRegistry {
 /// A job's life from created to concluded.
 async fn run(job: &Arc<Job>, mut work: Box<dyn JobWork>) {
     job.go(JobStatus::Running);
-    let context = JobContext { job: Arc::clone(job) };
+    let context = JobContext {
+        job: Arc::clone(job),
+    };
     let mut result = work.run(&context).await;
     if result.is_ok() && job.wishes.is_cancelled() {
         result = Err(JobFailure::Cancelled);
@@ -306,8 +324,7 @@ async fn settle(job: &Arc<Job>, work: &mut Box<dyn JobWork>) -> Result<(), JobFa
     if !job.options.auto_finalize {
         job.wishes
             .wait_until(|wishes| {
-                wishes.is_cancelled()
-                    || wishes.finalize.load(std::sync::atomic::Ordering::SeqCst)
+                wishes.is_cancelled() || wishes.finalize.load(std::sync::atomic::Ordering::SeqCst)
             })
             .await;
         if job.wishes.is_cancelled() {

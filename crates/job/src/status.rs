@@ -4,9 +4,7 @@ use api::{JobStatus, JobVerb};
 
 /// Whether a job in `status` accepts `verb`.
 pub(crate) fn accepts(status: JobStatus, verb: JobVerb) -> bool {
-    use JobStatus::{
-        Concluded, Created, Paused, Pending, Ready, Running, Standby, Waiting,
-    };
+    use JobStatus::{Concluded, Created, Paused, Pending, Ready, Running, Standby, Waiting};
     match verb {
         JobVerb::Cancel => matches!(
             status,
@@ -49,7 +47,10 @@ mod tests {
     #[test]
     fn every_state_but_the_last_has_a_way_out() {
         for from in JobStatus::ALL {
-            let ways = JobStatus::ALL.iter().filter(|to| may_follow(*from, **to)).count();
+            let ways = JobStatus::ALL
+                .iter()
+                .filter(|to| may_follow(*from, **to))
+                .count();
             assert_eq!(ways == 0, *from == JobStatus::Null, "{from}");
         }
     }

@@ -17,7 +17,9 @@ pub(crate) struct FdBatch {
 
 impl FdBatch {
     pub(crate) fn new(fds: Vec<OwnedFd>) -> Arc<Self> {
-        Arc::new(Self { fds: Mutex::new(fds.into()) })
+        Arc::new(Self {
+            fds: Mutex::new(fds.into()),
+        })
     }
 }
 
@@ -30,7 +32,10 @@ pub struct Caller {
 impl Caller {
     /// A caller that is no QMP client: the program itself, from its command line.
     pub fn program() -> Arc<Self> {
-        Arc::new(Self { named_fds: Arc::default(), batch: None })
+        Arc::new(Self {
+            named_fds: Arc::default(),
+            batch: None,
+        })
     }
 
     /// The next descriptor that came with the command, if any is left.

@@ -12,9 +12,9 @@ use std::time::Duration;
 
 use api::{QmpError, Registered, Return};
 use chardev::ByteStream;
-use qmp_wire::{Answer, ErrorClass, Incoming, Session, Style};
+use qmp_wire::{Answer, Incoming, Session, Style};
 use serde_json::Value;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::ReadBuf;
 use tokio::sync::{mpsc, watch};
 
 use crate::caller::{Caller, FdBatch};
@@ -43,7 +43,12 @@ struct Finished {
 
 /// A command or a ready answer that waits for its turn.
 enum Waiting {
-    Command { id: Option<Value>, command: Registered<Caller>, arguments: Value, caller: Arc<Caller> },
+    Command {
+        id: Option<Value>,
+        command: Registered<Caller>,
+        arguments: Value,
+        caller: Arc<Caller>,
+    },
     Answer(Answer),
 }
 
@@ -97,7 +102,9 @@ impl Client {
 
     /// Serves the client until it goes, or until `closing` says that the program does.
     pub(crate) async fn serve(mut self, mut closing: watch::Receiver<bool>) {
-        let greeted = self.session.encode_greeting(&self.shared.version, &mut self.output);
+        let greeted = self
+            .session
+            .encode_greeting(&self.shared.version, &mut self.output);
         if let Err(error) = greeted {
             tracing::error!(%error, "the greeting cannot be written");
             return;
@@ -106,7 +113,7 @@ impl Client {
             let step = tokio::select! {
                 biased;
                 step = poll_fn(|cx| self.poll_step(cx)) => step,
-                _ = closing.wait_for(|closing| *closing) => {
+                () = asked_to_close(&mut closing) => {
                     let _ = tokio::time::timeout(FAREWELL, self.say_farewell()).await;
                     return;
                 }
@@ -178,7 +185,9 @@ impl Client {
             Step::Event(Some(event)) => {
                 let (name, data) = (event.name, event.data.as_ref());
                 let timestamp = event.timestamp;
-                let done = self.session.encode_event(name, data, timestamp, &mut self.output);
+                let done = self
+                    .session
+                    .encode_event(name, data, timestamp, &mut self.output);
                 log_unencodable(done);
             }
             Step::Event(None) => {
@@ -221,24 +230,39 @@ impl Client {
                 self.waiting.push_back(Waiting::Answer(answer));
                 return;
             }
-            Incoming::Command { id, name, arguments, oob } => (id, name, arguments, oob),
+            Incoming::Command {
+                id,
+                name,
+                arguments,
+                oob,
+            } => (id, name, arguments, oob),
         };
         let Some(command) = self.shared.table.get(&name).cloned() else {
-            self.waiting.push_back(Waiting::Answer(Answer::unknown_command(id, &name)));
+            self.waiting
+                .push_back(Waiting::Answer(Answer::unknown_command(id, &name)));
             return;
         };
         if oob && !command.spec.allow_oob {
-            self.waiting.push_back(Waiting::Answer(Answer::no_oob_support(id, &name)));
+            self.waiting
+                .push_back(Waiting::Answer(Answer::no_oob_support(id, &name)));
             return;
         }
         let arguments = arguments.map_or(Value::Null, Value::Object);
         let named_fds = Arc::clone(&self.named_fds);
-        let caller = Arc::new(Caller { named_fds, batch: self.batch.clone() });
+        let caller = Arc::new(Caller {
+            named_fds,
+            batch: self.batch.clone(),
+        });
         if oob {
             self.oob_running += 1;
             self.start(id, command, arguments, caller, false);
         } else {
-            self.waiting.push_back(Waiting::Command { id, command, arguments, caller });
+            self.waiting.push_back(Waiting::Command {
+                id,
+                command,
+                arguments,
+                caller,
+            });
         }
     }
 
@@ -251,7 +275,12 @@ impl Client {
                     let done = self.session.encode_answer(&answer, &mut self.output);
                     log_unencodable(done);
                 }
-                Some(Waiting::Command { id, command, arguments, caller }) => {
+                Some(Waiting::Command {
+                    id,
+                    command,
+                    arguments,
+                    caller,
+                }) => {
                     self.in_band_running = true;
                     self.start(id, command, arguments, caller, true);
                 }
@@ -277,11 +306,17 @@ impl Client {
                 Ok(result) => result,
                 Err(error) => {
                     tracing::error!(%error, name, "a command's handler panicked");
-                    Err(QmpError::generic(format!("Internal error while running '{name}'")))
+                    Err(QmpError::generic(format!(
+                        "Internal error while running '{name}'"
+                    )))
                 }
             };
             // The client may have gone: then nobody wants the result.
-            let _ = finish.send(Finished { id, in_band, result });
+            let _ = finish.send(Finished {
+                id,
+                in_band,
+                result,
+            });
         });
     }
 
@@ -292,11 +327,9 @@ impl Client {
                 self.session.encode_return_json(id, &text, &mut self.output)
             }
             Ok(Return::Nothing) => Ok(()),
-            Err(error) => {
-                let class = ErrorClass::from_name(error.class.as_str());
-                let class = class.unwrap_or(ErrorClass::GenericError);
-                self.session.encode_error(id, class, &error.desc, &mut self.output)
-            }
+            Err(error) => self
+                .session
+                .encode_error(id, error.class, &error.desc, &mut self.output),
         };
         log_unencodable(done);
     }
@@ -311,6 +344,12 @@ impl Client {
             }
         }
     }
+}
+
+/// Waits until the program says that it ends.
+async fn asked_to_close(closing: &mut watch::Receiver<bool>) {
+    // The reference that comes back must not live across another wait.
+    drop(closing.wait_for(|closing| *closing).await);
 }
 
 fn log_unencodable(done: Result<(), qmp_wire::Error>) {

@@ -62,7 +62,10 @@ pub struct EventBus {
 impl EventBus {
     /// A bus whose timers run on `runtime`.
     pub fn new(runtime: tokio::runtime::Handle) -> Arc<Self> {
-        Arc::new(Self { state: Arc::default(), runtime })
+        Arc::new(Self {
+            state: Arc::default(),
+            runtime,
+        })
     }
 
     /// A queue that gets every event from now on. It ends when its reader falls too far behind.
@@ -102,7 +105,11 @@ impl EventSink for EventBus {
             let part = member.and_then(|member| data.as_ref()?.get(member)?.as_str());
             (name, part.unwrap_or_default().to_owned())
         });
-        let occurrence = Arc::new(Occurrence { name, data, timestamp: now() });
+        let occurrence = Arc::new(Occurrence {
+            name,
+            data,
+            timestamp: now(),
+        });
         let mut state = self.state.lock();
         if let Some(kind) = kind {
             if let Some(held) = state.throttled.get_mut(&kind) {
@@ -120,7 +127,9 @@ impl EventSink for EventBus {
 
 fn broadcast(state: &mut State, occurrence: &Arc<Occurrence>) {
     // A full queue ends its client: dropping the sender tells it.
-    state.subscribers.retain(|subscriber| subscriber.try_send(Arc::clone(occurrence)).is_ok());
+    state
+        .subscribers
+        .retain(|subscriber| subscriber.try_send(Arc::clone(occurrence)).is_ok());
 }
 
 fn now() -> Timestamp {
@@ -129,6 +138,9 @@ fn now() -> Timestamp {
             seconds: i64::try_from(since.as_secs()).unwrap_or(-1),
             microseconds: i64::from(since.subsec_micros()),
         },
-        Err(_) => Timestamp { seconds: -1, microseconds: -1 },
+        Err(_) => Timestamp {
+            seconds: -1,
+            microseconds: -1,
+        },
     }
 }

@@ -52,7 +52,10 @@ impl FdSets {
         };
         let number = i64::from(fd.as_raw_fd());
         sets.entry(id).or_default().push(Member { fd, opaque });
-        Ok(AddfdInfo { fdset_id: id, fd: number })
+        Ok(AddfdInfo {
+            fdset_id: id,
+            fd: number,
+        })
     }
 
     /// The command `remove-fd`: takes one descriptor or all out of a set.
@@ -72,8 +75,9 @@ impl FdSets {
         match fd {
             None => set.clear(),
             Some(fd) => {
-                let position =
-                    set.iter().position(|member| i64::from(member.fd.as_raw_fd()) == fd);
+                let position = set
+                    .iter()
+                    .position(|member| i64::from(member.fd.as_raw_fd()) == fd);
                 set.remove(position.ok_or_else(not_found)?);
             }
         }
@@ -107,16 +111,24 @@ impl FdSets {
     pub fn open(&self, id: i64, writable: bool) -> io::Result<OwnedFd> {
         let sets = self.sets.lock();
         let Some(members) = sets.get(&id) else {
-            return Err(io::Error::from_raw_os_error(rustix::io::Errno::NOENT.raw_os_error()));
+            return Err(io::Error::from_raw_os_error(
+                rustix::io::Errno::NOENT.raw_os_error(),
+            ));
         };
-        let wanted = if writable { OFlags::RDWR } else { OFlags::RDONLY };
+        let wanted = if writable {
+            OFlags::RDWR
+        } else {
+            OFlags::RDONLY
+        };
         for member in members {
             let flags = rustix::fs::fcntl_getfl(&member.fd)?;
             if flags & OFlags::RWMODE == wanted {
                 return member.fd.try_clone();
             }
         }
-        Err(io::Error::from_raw_os_error(rustix::io::Errno::ACCESS.raw_os_error()))
+        Err(io::Error::from_raw_os_error(
+            rustix::io::Errno::ACCESS.raw_os_error(),
+        ))
     }
 }
 
@@ -162,8 +174,6 @@ impl NamedFds {
     /// No such name.
     pub fn take(&self, name: &str) -> Result<OwnedFd, QmpError> {
         let found = self.fds.lock().remove(name);
-        found.ok_or_else(|| {
-            QmpError::generic(format!("File descriptor named '{name}' not found"))
-        })
+        found.ok_or_else(|| QmpError::generic(format!("File descriptor named '{name}' not found")))
     }
 }

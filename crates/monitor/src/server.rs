@@ -52,7 +52,11 @@ impl MonitorServer {
         let version = api::ToQapi::to_qapi(version);
         let (closing, _) = watch::channel(false);
         Arc::new(Self {
-            shared: Arc::new(Shared { table, events, version }),
+            shared: Arc::new(Shared {
+                table,
+                events,
+                version,
+            }),
             clients: Mutex::default(),
             closing,
             runtime,
@@ -63,11 +67,17 @@ impl MonitorServer {
     /// lives.
     pub fn serve_chardev(self: &Arc<Self>, mut claim: ChardevClaim, options: &MonitorOptions) {
         let server = Arc::clone(self);
-        let style = if options.pretty { Style::Pretty } else { Style::Compact };
+        let style = if options.pretty {
+            Style::Pretty
+        } else {
+            Style::Compact
+        };
         let mut closing = self.closing.subscribe();
         self.runtime.spawn(async move {
             loop {
-                let Some(connections) = claim.connections() else { return };
+                let Some(connections) = claim.connections() else {
+                    return;
+                };
                 tokio::select! {
                     connection = connections.recv() => match connection {
                         Some(stream) => server.serve_stream(stream, style),
