@@ -1,5 +1,12 @@
 //! The same bytes to `qemu-storage-daemon` and to a [`Session`]: the replies must be the same.
 
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
+
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
