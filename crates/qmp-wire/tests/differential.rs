@@ -1,18 +1,10 @@
 //! The same bytes to `qemu-storage-daemon` and to a [`Session`]: the replies must be the same.
 
-<<<<<<< HEAD
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a test program"
-=======
 #![expect(
     clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
     reason = "a test fails by panicking"
->>>>>>> wt-b
 )]
 
 use std::io::{Read, Write};
