@@ -9,9 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 
 use chardev::ByteStream;
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recvmsg, send,
-};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recvmsg, send};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::sync::Notify;
@@ -33,7 +31,9 @@ impl OpenCount {
 
     pub(crate) fn opened(self: &Arc<Self>) -> OpenToken {
         self.open.fetch_add(1, Ordering::SeqCst);
-        OpenToken { count: Arc::clone(self) }
+        OpenToken {
+            count: Arc::clone(self),
+        }
     }
 }
 
@@ -60,13 +60,16 @@ impl SocketStream {
     /// Takes over a connected socket and makes it non-blocking.
     pub(crate) fn new(fd: OwnedFd, open: OpenToken) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&fd, true)?;
-        Ok(Self { fd: AsyncFd::new(fd)?, received: Vec::new(), _open: open })
+        Ok(Self {
+            fd: AsyncFd::new(fd)?,
+            received: Vec::new(),
+            _open: open,
+        })
     }
 }
 
 fn receive(fd: &OwnedFd, into: &mut [u8], received: &mut Vec<OwnedFd>) -> io::Result<usize> {
-    let mut space =
-        [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS_PER_MESSAGE))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS_PER_MESSAGE))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut parts = [IoSliceMut::new(into)];
     let message = recvmsg(fd, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC)?;
@@ -109,8 +112,8 @@ impl AsyncWrite for SocketStream {
         let this = self.get_mut();
         loop {
             let mut ready = ready!(this.fd.poll_write_ready(cx))?;
-            let sent = ready
-                .try_io(|fd| send(fd.get_ref(), buf, SendFlags::NOSIGNAL).map_err(Into::into));
+            let sent =
+                ready.try_io(|fd| send(fd.get_ref(), buf, SendFlags::NOSIGNAL).map_err(Into::into));
             match sent {
                 Ok(result) => return Poll::Ready(result),
                 Err(_would_block) => {}
@@ -146,7 +149,9 @@ enum End {
 
 impl End {
     fn new(fd: Option<OwnedFd>, interest: Interest) -> io::Result<Self> {
-        let Some(fd) = fd else { return Ok(Self::Nothing) };
+        let Some(fd) = fd else {
+            return Ok(Self::Nothing);
+        };
         let kind = rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode);
         if kind == rustix::fs::FileType::RegularFile {
             return Ok(Self::Always(fd));

@@ -13,6 +13,7 @@
 
 mod registry;
 mod ring;
+pub mod socket_address;
 
 pub use registry::{ChardevClaim, ChardevRegistry};
 pub use ring::RingBuffer;

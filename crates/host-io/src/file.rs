@@ -389,3 +389,18 @@ impl File {
         Ok(if usable { alignment.max(512) } else { SAFE })
     }
 }
+
+/// A duplicate of a descriptor that this process inherited, named by its number.
+///
+/// # Errors
+/// `EBADF` when there is none.
+pub fn duplicate_inherited_fd(number: i32) -> io::Result<OwnedFd> {
+    // SAFETY: F_DUPFD_CLOEXEC only looks the number up; it touches no memory, and what it returns
+    // is a new descriptor.
+    let raw = unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) };
+    if raw < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: `raw` was just made and is owned by nobody.
+    Ok(unsafe { std::os::fd::FromRawFd::from_raw_fd(raw) })
+}

@@ -34,7 +34,9 @@ pub use buf::{BUF_ALIGN, IoBuf, IoBytes};
 pub use executor::{
     Executor, ExecutorHandle, Sleep, blocking, current, sleep, spawn_local, yield_now,
 };
-pub use file::{AllocateMode, File, FileExtent, FileKind, LockKind, OpenMode};
+pub use file::{
+    AllocateMode, File, FileExtent, FileKind, LockKind, OpenMode, duplicate_inherited_fd,
+};
 pub use join::{Gone, JoinHandle};
 pub use op::{MAX_BATCH_PARTS, SendBatch};
 pub use pool::{BlockingPool, MAX_POOL_THREADS};

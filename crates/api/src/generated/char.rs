@@ -65,35 +65,19 @@ qapi_enum! {
 /// Options that every kind of character device has.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct ChardevCommon {
-    /// file that gets a copy of what is sent to the device
-    pub logfile: Option<String>,
-    /// append to that file rather than empty it first (default:
-    /// false)
-    pub logappend: Option<bool>,
 }
 
 impl QapiObject for ChardevCommon {
-    fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
-        Ok(Self {
-            logfile: members.optional("logfile")?,
-            logappend: members.optional("logappend")?,
-        })
+    fn read_members(_: &mut Members<'_>) -> Result<Self, QmpError> {
+        Ok(Self {})
     }
 
-    fn write_members(&self, out: &mut Map<String, Value>) {
-        put_optional(out, "logfile", &self.logfile);
-        put_optional(out, "logappend", &self.logappend);
-    }
+    fn write_members(&self, _: &mut Map<String, Value>) {}
 }
 
 /// A device that writes to a file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ChardevFile {
-    /// file that gets a copy of what is sent to the device
-    pub logfile: Option<String>,
-    /// append to that file rather than empty it first (default:
-    /// false)
-    pub logappend: Option<bool>,
     /// file to read input from (default: none)
     pub r#in: Option<String>,
     /// file to write output to
@@ -105,8 +89,6 @@ pub struct ChardevFile {
 impl QapiObject for ChardevFile {
     fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
         Ok(Self {
-            logfile: members.optional("logfile")?,
-            logappend: members.optional("logappend")?,
             r#in: members.optional("in")?,
             out: members.required("out")?,
             append: members.optional("append")?,
@@ -114,8 +96,6 @@ impl QapiObject for ChardevFile {
     }
 
     fn write_members(&self, out: &mut Map<String, Value>) {
-        put_optional(out, "logfile", &self.logfile);
-        put_optional(out, "logappend", &self.logappend);
         put_optional(out, "in", &self.r#in);
         put(out, "out", &self.out);
         put_optional(out, "append", &self.append);
@@ -125,11 +105,6 @@ impl QapiObject for ChardevFile {
 /// A device of the host, or a pair of pipes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ChardevHostdev {
-    /// file that gets a copy of what is sent to the device
-    pub logfile: Option<String>,
-    /// append to that file rather than empty it first (default:
-    /// false)
-    pub logappend: Option<bool>,
     /// path of the device; for pipes, the path without the endings
     /// ``.in`` and ``.out``
     pub device: String,
@@ -138,15 +113,11 @@ pub struct ChardevHostdev {
 impl QapiObject for ChardevHostdev {
     fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
         Ok(Self {
-            logfile: members.optional("logfile")?,
-            logappend: members.optional("logappend")?,
             device: members.required("device")?,
         })
     }
 
     fn write_members(&self, out: &mut Map<String, Value>) {
-        put_optional(out, "logfile", &self.logfile);
-        put_optional(out, "logappend", &self.logappend);
         put(out, "device", &self.device);
     }
 }
@@ -154,11 +125,6 @@ impl QapiObject for ChardevHostdev {
 /// A stream socket.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ChardevSocket {
-    /// file that gets a copy of what is sent to the device
-    pub logfile: Option<String>,
-    /// append to that file rather than empty it first (default:
-    /// false)
-    pub logappend: Option<bool>,
     /// where to listen or connect to
     pub addr: SocketAddressLegacy,
     /// listen rather than connect (default: true)
@@ -178,8 +144,6 @@ pub struct ChardevSocket {
 impl QapiObject for ChardevSocket {
     fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
         Ok(Self {
-            logfile: members.optional("logfile")?,
-            logappend: members.optional("logappend")?,
             addr: members.required("addr")?,
             server: members.optional("server")?,
             wait: members.optional("wait")?,
@@ -190,8 +154,6 @@ impl QapiObject for ChardevSocket {
     }
 
     fn write_members(&self, out: &mut Map<String, Value>) {
-        put_optional(out, "logfile", &self.logfile);
-        put_optional(out, "logappend", &self.logappend);
         put(out, "addr", &self.addr);
         put_optional(out, "server", &self.server);
         put_optional(out, "wait", &self.wait);
@@ -204,11 +166,6 @@ impl QapiObject for ChardevSocket {
 /// A datagram socket.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ChardevUdp {
-    /// file that gets a copy of what is sent to the device
-    pub logfile: Option<String>,
-    /// append to that file rather than empty it first (default:
-    /// false)
-    pub logappend: Option<bool>,
     /// where to send to
     pub remote: SocketAddressLegacy,
     /// where to receive (default: any address and port)
@@ -218,16 +175,12 @@ pub struct ChardevUdp {
 impl QapiObject for ChardevUdp {
     fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
         Ok(Self {
-            logfile: members.optional("logfile")?,
-            logappend: members.optional("logappend")?,
             remote: members.required("remote")?,
             local: members.optional("local")?,
         })
     }
 
     fn write_members(&self, out: &mut Map<String, Value>) {
-        put_optional(out, "logfile", &self.logfile);
-        put_optional(out, "logappend", &self.logappend);
         put(out, "remote", &self.remote);
         put_optional(out, "local", &self.local);
     }
@@ -237,11 +190,6 @@ impl QapiObject for ChardevUdp {
 /// them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ChardevMux {
-    /// file that gets a copy of what is sent to the device
-    pub logfile: Option<String>,
-    /// append to that file rather than empty it first (default:
-    /// false)
-    pub logappend: Option<bool>,
     /// the device to share
     pub chardev: String,
 }
@@ -249,15 +197,11 @@ pub struct ChardevMux {
 impl QapiObject for ChardevMux {
     fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
         Ok(Self {
-            logfile: members.optional("logfile")?,
-            logappend: members.optional("logappend")?,
             chardev: members.required("chardev")?,
         })
     }
 
     fn write_members(&self, out: &mut Map<String, Value>) {
-        put_optional(out, "logfile", &self.logfile);
-        put_optional(out, "logappend", &self.logappend);
         put(out, "chardev", &self.chardev);
     }
 }
@@ -266,11 +210,6 @@ impl QapiObject for ChardevMux {
 /// input is taken from any.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ChardevHub {
-    /// file that gets a copy of what is sent to the device
-    pub logfile: Option<String>,
-    /// append to that file rather than empty it first (default:
-    /// false)
-    pub logappend: Option<bool>,
     /// the devices, 1 to 4
     pub chardevs: Vec<String>,
 }
@@ -278,15 +217,11 @@ pub struct ChardevHub {
 impl QapiObject for ChardevHub {
     fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
         Ok(Self {
-            logfile: members.optional("logfile")?,
-            logappend: members.optional("logappend")?,
             chardevs: members.required("chardevs")?,
         })
     }
 
     fn write_members(&self, out: &mut Map<String, Value>) {
-        put_optional(out, "logfile", &self.logfile);
-        put_optional(out, "logappend", &self.logappend);
         put(out, "chardevs", &self.chardevs);
     }
 }
@@ -294,11 +229,6 @@ impl QapiObject for ChardevHub {
 /// The process's standard input and output.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct ChardevStdio {
-    /// file that gets a copy of what is sent to the device
-    pub logfile: Option<String>,
-    /// append to that file rather than empty it first (default:
-    /// false)
-    pub logappend: Option<bool>,
     /// whether control keys such as Ctrl-C send their signal to
     /// the process (default: true)
     pub signal: Option<bool>,
@@ -307,15 +237,11 @@ pub struct ChardevStdio {
 impl QapiObject for ChardevStdio {
     fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
         Ok(Self {
-            logfile: members.optional("logfile")?,
-            logappend: members.optional("logappend")?,
             signal: members.optional("signal")?,
         })
     }
 
     fn write_members(&self, out: &mut Map<String, Value>) {
-        put_optional(out, "logfile", &self.logfile);
-        put_optional(out, "logappend", &self.logappend);
         put_optional(out, "signal", &self.signal);
     }
 }
@@ -323,11 +249,6 @@ impl QapiObject for ChardevStdio {
 /// A channel of the SPICE connection to a machine's display.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ChardevSpiceChannel {
-    /// file that gets a copy of what is sent to the device
-    pub logfile: Option<String>,
-    /// append to that file rather than empty it first (default:
-    /// false)
-    pub logappend: Option<bool>,
     /// kind of channel, for example ``vdagent``
     pub r#type: String,
 }
@@ -335,15 +256,11 @@ pub struct ChardevSpiceChannel {
 impl QapiObject for ChardevSpiceChannel {
     fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
         Ok(Self {
-            logfile: members.optional("logfile")?,
-            logappend: members.optional("logappend")?,
             r#type: members.required("type")?,
         })
     }
 
     fn write_members(&self, out: &mut Map<String, Value>) {
-        put_optional(out, "logfile", &self.logfile);
-        put_optional(out, "logappend", &self.logappend);
         put(out, "type", &self.r#type);
     }
 }
@@ -351,11 +268,6 @@ impl QapiObject for ChardevSpiceChannel {
 /// A port of the SPICE connection, known by name.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ChardevSpicePort {
-    /// file that gets a copy of what is sent to the device
-    pub logfile: Option<String>,
-    /// append to that file rather than empty it first (default:
-    /// false)
-    pub logappend: Option<bool>,
     /// name of the port, in reverse domain style
     pub fqdn: String,
 }
@@ -363,15 +275,11 @@ pub struct ChardevSpicePort {
 impl QapiObject for ChardevSpicePort {
     fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
         Ok(Self {
-            logfile: members.optional("logfile")?,
-            logappend: members.optional("logappend")?,
             fqdn: members.required("fqdn")?,
         })
     }
 
     fn write_members(&self, out: &mut Map<String, Value>) {
-        put_optional(out, "logfile", &self.logfile);
-        put_optional(out, "logappend", &self.logappend);
         put(out, "fqdn", &self.fqdn);
     }
 }
@@ -379,11 +287,6 @@ impl QapiObject for ChardevSpicePort {
 /// A device offered on D-Bus along with the display.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ChardevDBus {
-    /// file that gets a copy of what is sent to the device
-    pub logfile: Option<String>,
-    /// append to that file rather than empty it first (default:
-    /// false)
-    pub logappend: Option<bool>,
     /// its name there, in reverse domain style
     pub name: String,
 }
@@ -391,15 +294,11 @@ pub struct ChardevDBus {
 impl QapiObject for ChardevDBus {
     fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
         Ok(Self {
-            logfile: members.optional("logfile")?,
-            logappend: members.optional("logappend")?,
             name: members.required("name")?,
         })
     }
 
     fn write_members(&self, out: &mut Map<String, Value>) {
-        put_optional(out, "logfile", &self.logfile);
-        put_optional(out, "logappend", &self.logappend);
         put(out, "name", &self.name);
     }
 }
@@ -408,11 +307,6 @@ impl QapiObject for ChardevDBus {
 /// pixels or in characters.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct ChardevVC {
-    /// file that gets a copy of what is sent to the device
-    pub logfile: Option<String>,
-    /// append to that file rather than empty it first (default:
-    /// false)
-    pub logappend: Option<bool>,
     /// pixels across
     pub width: Option<i64>,
     /// pixels down
@@ -426,8 +320,6 @@ pub struct ChardevVC {
 impl QapiObject for ChardevVC {
     fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
         Ok(Self {
-            logfile: members.optional("logfile")?,
-            logappend: members.optional("logappend")?,
             width: members.optional("width")?,
             height: members.optional("height")?,
             cols: members.optional("cols")?,
@@ -436,8 +328,6 @@ impl QapiObject for ChardevVC {
     }
 
     fn write_members(&self, out: &mut Map<String, Value>) {
-        put_optional(out, "logfile", &self.logfile);
-        put_optional(out, "logappend", &self.logappend);
         put_optional(out, "width", &self.width);
         put_optional(out, "height", &self.height);
         put_optional(out, "cols", &self.cols);
@@ -448,11 +338,6 @@ impl QapiObject for ChardevVC {
 /// A buffer in memory that keeps the newest output.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct ChardevRingbuf {
-    /// file that gets a copy of what is sent to the device
-    pub logfile: Option<String>,
-    /// append to that file rather than empty it first (default:
-    /// false)
-    pub logappend: Option<bool>,
     /// its size in bytes, a power of two (default: 65536)
     pub size: Option<i64>,
 }
@@ -460,15 +345,11 @@ pub struct ChardevRingbuf {
 impl QapiObject for ChardevRingbuf {
     fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
         Ok(Self {
-            logfile: members.optional("logfile")?,
-            logappend: members.optional("logappend")?,
             size: members.optional("size")?,
         })
     }
 
     fn write_members(&self, out: &mut Map<String, Value>) {
-        put_optional(out, "logfile", &self.logfile);
-        put_optional(out, "logappend", &self.logappend);
         put_optional(out, "size", &self.size);
     }
 }
@@ -477,11 +358,6 @@ impl QapiObject for ChardevRingbuf {
 /// run the agent.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct ChardevQemuVDAgent {
-    /// file that gets a copy of what is sent to the device
-    pub logfile: Option<String>,
-    /// append to that file rather than empty it first (default:
-    /// false)
-    pub logappend: Option<bool>,
     /// pass absolute mouse positions (default: true)
     pub mouse: Option<bool>,
     /// share the clipboard (default: false)
@@ -491,16 +367,12 @@ pub struct ChardevQemuVDAgent {
 impl QapiObject for ChardevQemuVDAgent {
     fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
         Ok(Self {
-            logfile: members.optional("logfile")?,
-            logappend: members.optional("logappend")?,
             mouse: members.optional("mouse")?,
             clipboard: members.optional("clipboard")?,
         })
     }
 
     fn write_members(&self, out: &mut Map<String, Value>) {
-        put_optional(out, "logfile", &self.logfile);
-        put_optional(out, "logappend", &self.logappend);
         put_optional(out, "mouse", &self.mouse);
         put_optional(out, "clipboard", &self.clipboard);
     }
@@ -509,11 +381,6 @@ impl QapiObject for ChardevQemuVDAgent {
 /// A pseudo-terminal.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct ChardevPty {
-    /// file that gets a copy of what is sent to the device
-    pub logfile: Option<String>,
-    /// append to that file rather than empty it first (default:
-    /// false)
-    pub logappend: Option<bool>,
     /// path where a symbolic link to it is made (default: none)
     pub path: Option<String>,
 }
@@ -521,15 +388,11 @@ pub struct ChardevPty {
 impl QapiObject for ChardevPty {
     fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
         Ok(Self {
-            logfile: members.optional("logfile")?,
-            logappend: members.optional("logappend")?,
             path: members.optional("path")?,
         })
     }
 
     fn write_members(&self, out: &mut Map<String, Value>) {
-        put_optional(out, "logfile", &self.logfile);
-        put_optional(out, "logappend", &self.logappend);
         put_optional(out, "path", &self.path);
     }
 }
