@@ -187,7 +187,7 @@ fn reconnect_interval(options: &ChardevSocket) -> Result<Option<Duration>, QmpEr
 }
 
 async fn accept_all(listener: OwnedFd, open: Arc<OpenCount>, sender: Sender) {
-    let listener = match prepare(listener) {
+    let listener = match host_io::watch_fd(listener, Interest::READABLE) {
         Ok(listener) => listener,
         Err(error) => {
             tracing::error!(%error, "a listening socket cannot be used");
@@ -211,11 +211,6 @@ async fn accept_all(listener: OwnedFd, open: Arc<OpenCount>, sender: Sender) {
             }
         }
     }
-}
-
-fn prepare(listener: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
-    rustix::io::ioctl_fionbio(&listener, true)?;
-    AsyncFd::with_interest(listener, Interest::READABLE)
 }
 
 async fn accept_one(listener: &AsyncFd<OwnedFd>) -> std::io::Result<OwnedFd> {

@@ -59,9 +59,9 @@ pub(crate) struct SocketStream {
 impl SocketStream {
     /// Takes over a connected socket and makes it non-blocking.
     pub(crate) fn new(fd: OwnedFd, open: OpenToken) -> io::Result<Self> {
-        rustix::io::ioctl_fionbio(&fd, true)?;
+        let fd = host_io::watch_fd(fd, Interest::READABLE | Interest::WRITABLE)?;
         Ok(Self {
-            fd: AsyncFd::new(fd)?,
+            fd,
             received: Vec::new(),
             _open: open,
         })
@@ -156,8 +156,7 @@ impl End {
         if kind == rustix::fs::FileType::RegularFile {
             return Ok(Self::Always(fd));
         }
-        rustix::io::ioctl_fionbio(&fd, true)?;
-        Ok(Self::Polled(AsyncFd::with_interest(fd, interest)?))
+        Ok(Self::Polled(host_io::watch_fd(fd, interest)?))
     }
 }
 

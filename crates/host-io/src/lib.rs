@@ -29,6 +29,7 @@ mod reactor;
 mod ring;
 mod socket;
 mod threads;
+mod watch;
 
 pub use buf::{BUF_ALIGN, IoBuf, IoBytes};
 pub use executor::{
@@ -42,6 +43,7 @@ pub use op::{MAX_BATCH_PARTS, SendBatch};
 pub use pool::{BlockingPool, MAX_POOL_THREADS};
 pub use reactor::Engine;
 pub use socket::{Listener, Stream};
+pub use watch::watch_fd;
 
 #[cfg(test)]
 mod tests;
