@@ -274,7 +274,7 @@ pub fn validate(
         Command::Cache => require(has(TransmissionFlags::SEND_CACHE))?,
         Command::BlockStatus => {
             require(!negotiated.meta_contexts.is_empty())?;
-            if request.payload_bytes > 0 {
+            if request.flags.contains(CommandFlags::PAYLOAD_LEN) {
                 return Ok(());
             }
         }

@@ -248,6 +248,19 @@ fn any_extended_request_with_the_flag_has_a_payload_to_pass_over() {
 }
 
 #[test]
+fn an_empty_status_payload_selects_nothing() {
+    let format = RequestFormat::Extended;
+    let flags = CommandFlags::PAYLOAD_LEN;
+    let request = Request::new(format, Command::BlockStatus, flags, 0, MIB + 1, 0).unwrap();
+    assert_eq!(
+        validate(&request, &export(all_flags()), &negotiated(true)),
+        Ok(())
+    );
+    let selected = StatusSelection::decode(&request, &[], &export(all_flags()), &negotiated(true));
+    assert_eq!(selected, Err(ErrorCode::Invalid));
+}
+
+#[test]
 fn a_status_payload_selects_negotiated_contexts() {
     let request = Request::new(
         RequestFormat::Extended,
@@ -305,8 +318,10 @@ proptest! {
             };
             prop_assert_eq!(written, header);
             let export = ExportInfo { size_bytes: size, ..export(all_flags()) };
+            let selects = request.command == Command::BlockStatus
+                && request.flags.contains(CommandFlags::PAYLOAD_LEN);
             if validate(&request, &export, &negotiated(extended)).is_ok()
-                && request.payload_bytes() == 0
+                && !selects
                 && request.command != Command::Disconnect
             {
                 prop_assert!(u128::from(request.offset) + u128::from(request.length) <= size.into());
