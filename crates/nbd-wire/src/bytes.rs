@@ -109,11 +109,19 @@ impl<'a> Reader<'a> {
 
 /// The fields' bytes one after the other. Whether they add up to `N` is settled when a message's
 /// layout is written down, and each layout has a test.
+#[inline]
 pub(crate) fn concat<const N: usize>(fields: &[&[u8]]) -> [u8; N] {
     let mut out = [0; N];
-    debug_assert_eq!(fields.iter().map(|field| field.len()).sum::<usize>(), N);
-    for (to, &from) in out.iter_mut().zip(fields.iter().copied().flatten()) {
-        *to = from;
+    let mut rest = &mut out[..];
+    for field in fields {
+        let whole = std::mem::take(&mut rest);
+        let Some((to, left)) = whole.split_at_mut_checked(field.len()) else {
+            debug_assert!(false, "the fields are longer than the message");
+            break;
+        };
+        to.copy_from_slice(field);
+        rest = left;
     }
+    debug_assert!(rest.is_empty(), "the fields are shorter than the message");
     out
 }

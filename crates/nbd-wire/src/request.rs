@@ -156,10 +156,9 @@ fn payload_bytes(
     flags: CommandFlags,
     length: u64,
 ) -> Result<u32, WireError> {
-    let has_payload = match format {
-        RequestFormat::Compact => command == Command::Write,
-        RequestFormat::Extended => flags.contains(CommandFlags::PAYLOAD_LEN),
-    };
+    // With extended headers a write has to say PAYLOAD_LEN, but QEMU's client does not.
+    let flagged = format == RequestFormat::Extended && flags.contains(CommandFlags::PAYLOAD_LEN);
+    let has_payload = flagged || command == Command::Write;
     if !has_payload {
         return Ok(0);
     }
@@ -275,7 +274,7 @@ pub fn validate(
         Command::Cache => require(has(TransmissionFlags::SEND_CACHE))?,
         Command::BlockStatus => {
             require(!negotiated.meta_contexts.is_empty())?;
-            if request.payload_bytes > 0 {
+            if request.flags.contains(CommandFlags::PAYLOAD_LEN) {
                 return Ok(());
             }
         }
@@ -316,13 +315,11 @@ fn check_flags(
         }
         _ => {}
     }
-    let lacks_payload = request.command == Command::Write
-        && negotiated.extended
-        && !request.flags.contains(CommandFlags::PAYLOAD_LEN);
-    if lacks_payload || !allowed.contains(request.flags) {
-        return Err(ErrorCode::Invalid);
+    if allowed.contains(request.flags) {
+        Ok(())
+    } else {
+        Err(ErrorCode::Invalid)
     }
-    Ok(())
 }
 
 fn check_range(request: &Request, export: &ExportInfo) -> Result<(), ErrorCode> {

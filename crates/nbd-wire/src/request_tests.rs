@@ -214,22 +214,50 @@ fn flags_go_with_their_commands_only() {
     assert_eq!(refused, Err(ErrorCode::Invalid));
 }
 
+/// QEMU's client (10.0.2) sends extended writes without the flag.
 #[test]
-fn an_extended_write_needs_its_payload_flag() {
+fn an_extended_write_has_its_payload_with_and_without_the_flag() {
     let format = RequestFormat::Extended;
-    let mut bytes = Request::new(format, Command::Write, CommandFlags::empty(), 0, 0, 9)
+    let none = CommandFlags::empty();
+    let mut bytes = Request::new(format, Command::Write, none, 0, 0, 9)
         .unwrap()
         .encode_extended();
-    let request = Request::decode(format, &bytes).unwrap();
+    for flags in [CommandFlags::PAYLOAD_LEN, none] {
+        bytes[5] = flags.bits() as u8;
+        let request = Request::decode(format, &bytes).unwrap();
+        assert_eq!((request.flags, request.payload_bytes()), (flags, 9));
+        assert_eq!(
+            validate(&request, &export(all_flags()), &negotiated(true)),
+            Ok(())
+        );
+    }
+    let compact = compact(Command::Write, CommandFlags::PAYLOAD_LEN, 0, 9);
+    let refused = validate(&compact, &export(all_flags()), &negotiated(false));
+    assert_eq!(refused, Err(ErrorCode::Invalid));
+}
+
+#[test]
+fn any_extended_request_with_the_flag_has_a_payload_to_pass_over() {
+    let format = RequestFormat::Extended;
+    let flags = CommandFlags::PAYLOAD_LEN;
+    let request = Request::new(format, Command::Unknown(99), flags, 0, 0, 9).unwrap();
+    let request = Request::decode(format, &request.encode_extended()).unwrap();
+    assert_eq!(request.payload_bytes(), 9);
+    let refused = validate(&request, &export(all_flags()), &negotiated(true));
+    assert_eq!(refused, Err(ErrorCode::Invalid));
+}
+
+#[test]
+fn an_empty_status_payload_selects_nothing() {
+    let format = RequestFormat::Extended;
+    let flags = CommandFlags::PAYLOAD_LEN;
+    let request = Request::new(format, Command::BlockStatus, flags, 0, MIB + 1, 0).unwrap();
     assert_eq!(
         validate(&request, &export(all_flags()), &negotiated(true)),
         Ok(())
     );
-    bytes[5] = 0;
-    let request = Request::decode(format, &bytes).unwrap();
-    assert_eq!(request.payload_bytes(), 0);
-    let refused = validate(&request, &export(all_flags()), &negotiated(true));
-    assert_eq!(refused, Err(ErrorCode::Invalid));
+    let selected = StatusSelection::decode(&request, &[], &export(all_flags()), &negotiated(true));
+    assert_eq!(selected, Err(ErrorCode::Invalid));
 }
 
 #[test]
@@ -290,8 +318,10 @@ proptest! {
             };
             prop_assert_eq!(written, header);
             let export = ExportInfo { size_bytes: size, ..export(all_flags()) };
+            let selects = request.command == Command::BlockStatus
+                && request.flags.contains(CommandFlags::PAYLOAD_LEN);
             if validate(&request, &export, &negotiated(extended)).is_ok()
-                && request.payload_bytes() == 0
+                && !selects
                 && request.command != Command::Disconnect
             {
                 prop_assert!(u128::from(request.offset) + u128::from(request.length) <= size.into());

@@ -19,7 +19,7 @@ pub const MAX_OPTIONS: usize = 1024;
 /// How much output may wait when a client sends another option; beyond it the session ends.
 pub const MAX_PENDING_OUTPUT_BYTES: usize = 1 << 20;
 /// How many replies a server may send to a client's options before the client gives up.
-pub const MAX_REPLIES: usize = 100_000;
+pub const MAX_REPLIES: usize = 10_000;
 
 /// How long the header of an option is.
 const OPTION_HEADER_BYTES: usize = 16;

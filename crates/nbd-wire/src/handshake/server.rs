@@ -450,7 +450,7 @@ impl ServerHandshake {
             self.negotiated.meta_contexts.clear();
             self.contexts_of = None;
         }
-        if !self.negotiated.structured {
+        if selects && !self.negotiated.structured {
             let message = "structured replies have to be negotiated first";
             return self.refuse(option, OptionReply::Invalid, message);
         }
