@@ -469,7 +469,9 @@ impl Driver for FileDriver {
 
     fn info(&self) -> DriverInfo {
         DriverInfo {
+            dirty: Some(false),
             allocated_bytes: self.file.allocated().ok(),
+            specific: Some(serde_json::json!({"type": "file", "data": {}})),
             ..DriverInfo::default()
         }
     }

@@ -98,6 +98,7 @@ impl Driver for RawDriver {
     fn info(&self) -> DriverInfo {
         let below = self.file.node().driver().info();
         DriverInfo {
+            dirty: below.dirty,
             allocated_bytes: below.allocated_bytes,
             ..DriverInfo::default()
         }

@@ -43,8 +43,6 @@ pub struct BackendStats {
     pub discard: OperationStats,
     /// Flushes.
     pub flush: OperationStats,
-    /// One past the highest byte that was written.
-    pub highest_written: AtomicU64,
 }
 
 /// The gate that drains close.

@@ -143,8 +143,8 @@ impl Default for Limits {
 pub struct DriverInfo {
     /// Cluster size in bytes, for formats that have clusters.
     pub cluster_size: Option<u64>,
-    /// Whether the image is marked dirty.
-    pub dirty: bool,
+    /// Whether the image is marked dirty; `None` where nothing is known of it.
+    pub dirty: Option<bool>,
     /// Whether the image is marked corrupt.
     pub corrupt: bool,
     /// Whether it is encrypted.

@@ -166,6 +166,9 @@ pub enum GraphError {
     /// The name is in use.
     #[error("Duplicate nodes with node-name='{0}'")]
     DuplicateNode(String),
+    /// The name is longer than names may be.
+    #[error("Node name too long")]
+    NameTooLong,
     /// The name breaks the rules for identifiers.
     #[error("Invalid node-name: '{0}'")]
     InvalidName(String),

@@ -55,8 +55,11 @@ impl Graph {
     /// # Errors
     /// [`GraphError::InvalidName`], [`GraphError::DuplicateNode`].
     pub fn check_new_name(&self, name: &str) -> Result<(), GraphError> {
-        if !api::is_well_formed_id(name) || name.len() > MAX_NODE_NAME {
+        if !api::is_well_formed_id(name) {
             return Err(GraphError::InvalidName(name.to_owned()));
+        }
+        if name.len() > MAX_NODE_NAME {
+            return Err(GraphError::NameTooLong);
         }
         if self.state.lock().nodes.contains_key(name) {
             return Err(GraphError::DuplicateNode(name.to_owned()));
@@ -201,12 +204,17 @@ impl Graph {
         self.detach(backend.edge());
     }
 
-    /// Holds off all requests that could reach `node`, waits for those under way, and lets them
-    /// go on when the guard is dropped.
-    pub async fn drain(&self, node: &Arc<Node>) -> Drained {
+    /// Holds off all requests that could reach `node` but those of `except`, waits for those
+    /// under way, and lets them go on when the guard is dropped.
+    pub async fn drain(
+        &self,
+        node: &Arc<Node>,
+        except: Option<&Arc<BlockBackend>>,
+    ) -> Drained {
         let backends: Vec<_> = self
             .backends()
             .into_iter()
+            .filter(|backend| !except.is_some_and(|except| Arc::ptr_eq(except, backend)))
             .filter(|backend| reaches(&backend.edge().node_arc(), node))
             .collect();
         for backend in &backends {
@@ -251,6 +259,15 @@ fn asked_of(node: &Node) -> Permissions {
         .fold(Permissions::NONE, |sum, edge| sum.and(edge.permissions()))
 }
 
+/// What a node asks of one of its children, given what its own parents ask of it.
+fn child_permissions(node: &Node, edge: &Edge, asked: Permissions) -> Permissions {
+    let mut child_asked = node.driver().child_permissions(edge, asked);
+    if node.options().force_share {
+        child_asked.shared = Permission::all();
+    }
+    child_asked
+}
+
 /// Brings a node and everything below it in line with what its parents ask.
 ///
 /// Lower nodes may be left half way on an error; `restore_permissions` puts them right.
@@ -265,7 +282,7 @@ fn update_permissions(node: &Arc<Node>) -> Result<(), GraphError> {
         .permissions_wanted(asked)
         .map_err(GraphError::Driver)?;
     for edge in node.driver().children() {
-        let child_asked = node.driver().child_permissions(&edge, asked);
+        let child_asked = child_permissions(node, &edge, asked);
         if child_asked != edge.permissions() {
             edge.set_permissions(child_asked);
             update_permissions(&edge.node_arc())?;
@@ -279,7 +296,7 @@ fn update_permissions(node: &Arc<Node>) -> Result<(), GraphError> {
 fn restore_permissions(node: &Arc<Node>) {
     let asked = asked_of(node);
     for edge in node.driver().children() {
-        let child_asked = node.driver().child_permissions(&edge, asked);
+        let child_asked = child_permissions(node, &edge, asked);
         edge.set_permissions(child_asked);
         restore_permissions(&edge.node_arc());
     }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use host_io::{File, IoBuf, IoBytes};
 use parking_lot::Mutex;
@@ -25,6 +25,8 @@ pub struct NodeOptions {
     pub cache_no_flush: bool,
     /// `detect-zeroes`: zeroes that are written become write-zeroes, and with `unmap` holes.
     pub detect_zeroes: DetectZeroes,
+    /// Lets others do what they like with the children; for reading only.
+    pub force_share: bool,
     /// Whether discards are passed on.
     pub discard_unmap: bool,
     /// The options as the client gave them, for `x-debug-query-block-graph` and reopening.
@@ -51,6 +53,7 @@ pub struct Node {
     read_only: AtomicBool,
     in_flight: Arc<InFlight>,
     parents: Mutex<Vec<Arc<Edge>>>,
+    highest_written: AtomicU64,
 }
 
 /// Where a whole range lives after all mappings have been followed.
@@ -78,6 +81,7 @@ impl Node {
             read_only: AtomicBool::new(read_only),
             in_flight,
             parents: Mutex::new(Vec::new()),
+            highest_written: AtomicU64::new(0),
         })
     }
 
@@ -109,6 +113,11 @@ impl Node {
     /// Length in bytes.
     pub fn length(&self) -> u64 {
         self.driver.length()
+    }
+
+    /// One past the highest byte that was written since it was opened.
+    pub fn highest_written(&self) -> u64 {
+        self.highest_written.load(Ordering::Relaxed)
     }
 
     /// The edges that lead here.
@@ -161,7 +170,9 @@ impl Node {
         }
         {
             let _under_way = self.in_flight.enter();
+            let end = offset.saturating_add(data.len() as u64);
             self.write_counted(offset, data, flags).await?;
+            self.highest_written.fetch_max(end, Ordering::Relaxed);
         }
         if flags.contains(WriteFlags::FUA) {
             self.flush().await

@@ -80,25 +80,42 @@ impl ChardevRegistry {
         }
     }
 
-    /// Puts another backend in the place of one that no frontend uses.
+    /// Checks that the backend of `id` may be replaced, before the work of opening another.
     ///
     /// # Errors
     /// No such chardev, or it is in use.
-    pub fn replace(&self, id: &str, chardev: Arc<dyn Chardev>) -> Result<(), QmpError> {
-        let mut entries = self.entries.lock();
-        match entries.get_mut(id) {
+    pub fn check_replaceable(&self, id: &str) -> Result<(), QmpError> {
+        match self.entries.lock().get(id) {
             None => Err(QmpError::generic(format!("Chardev '{id}' does not exist"))),
-            Some(entry) if entry.claimed => Err(QmpError::generic(
-                "Chardev user does not support chardev hotswap",
-            )),
-            Some(entry) => {
-                entry.chardev = chardev;
-                Ok(())
+            Some(entry) if entry.claimed => {
+                Err(QmpError::generic("Chardev user does not support chardev hotswap"))
             }
+            Some(_) => Ok(()),
         }
     }
 
-    /// The chardev called `id`.
+    /// Puts another backend in the place of one that no frontend uses.
+    ///
+    /// # Errors
+    /// As [`ChardevRegistry::check_replaceable`].
+    pub fn replace(&self, id: &str, chardev: Arc<dyn Chardev>) -> Result<(), QmpError> {
+        self.check_replaceable(id)?;
+        if let Some(entry) = self.entries.lock().get_mut(id) {
+            entry.chardev = chardev;
+        }
+        Ok(())
+    }
+
+    /// The chardev called `id`, for commands that name a chardev.
+    ///
+    /// # Errors
+    /// No such chardev.
+    pub fn find(&self, id: &str) -> Result<Arc<dyn Chardev>, QmpError> {
+        let found = self.entries.lock().get(id).map(|entry| Arc::clone(&entry.chardev));
+        found.ok_or_else(|| QmpError::generic(format!("Chardev '{id}' not found")))
+    }
+
+    /// The chardev called `id`, for commands that name a device.
     ///
     /// # Errors
     /// No such chardev.

@@ -176,7 +176,9 @@ impl JobRegistry {
             }
             jobs.insert(id.to_owned(), Arc::clone(&job));
         }
+        // Both states are told before the caller's answer, as QEMU does.
         job.go(JobStatus::Created);
+        job.go(JobStatus::Running);
         let registry = Arc::clone(self);
         let running = Arc::clone(&job);
         tokio::spawn(async move {
@@ -295,9 +297,8 @@ impl JobRegistry {
     }
 }
 
-/// A job's life from created to concluded.
+/// A job's life from running to concluded.
 async fn run(job: &Arc<Job>, mut work: Box<dyn JobWork>) {
-    job.go(JobStatus::Running);
     let context = JobContext {
         job: Arc::clone(job),
     };

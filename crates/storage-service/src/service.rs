@@ -1,0 +1,174 @@
+//! The daemon's heart: what it owns, and how it begins and ends.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+
+use api::{BlockImageCorruptedEvent, CommandTable, Event, EventSink, QmpError};
+use block_drivers::FileOpener;
+use block_graph::{BlockEvents, Graph, ImageCorrupted};
+use chardev::ChardevRegistry;
+use chardev_backends::Surroundings;
+use host_io::{Engine, Executor, ExecutorHandle, File, OpenMode};
+use job::JobRegistry;
+use monitor::{Caller, ControlHandlers, EventBus, FdHandlers, FdSets, fdset_number};
+use objects::ObjectTree;
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+
+use crate::sequence::Sequence;
+
+/// What all handlers share.
+pub(crate) struct Inner {
+    pub(crate) graph: Graph,
+    /// The nodes that clients added themselves; others belong to their parents.
+    pub(crate) owned: Mutex<BTreeSet<String>>,
+    pub(crate) sequence: Sequence,
+    pub(crate) data_side: ExecutorHandle,
+    pub(crate) files: Arc<dyn FileOpener>,
+    pub(crate) block_events: Arc<dyn BlockEvents>,
+    pub(crate) events: Arc<dyn EventSink>,
+    pub(crate) jobs: Arc<JobRegistry>,
+    pub(crate) objects: Arc<ObjectTree>,
+    pub(crate) chardevs: Arc<ChardevRegistry>,
+    pub(crate) surroundings: Arc<Surroundings>,
+    pub(crate) exports: crate::exports::Exports,
+    pub(crate) runtime: Handle,
+}
+
+/// Opens host files, and `/dev/fdset/N` from the sets of passed descriptors.
+struct FdsetOpener {
+    sets: Arc<FdSets>,
+}
+
+impl FileOpener for FdsetOpener {
+    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<File> {
+        match path.to_str().and_then(fdset_number) {
+            Some(number) => self.sets.open(number, mode.writable).map(File::from_fd),
+            None => File::open(path, mode),
+        }
+    }
+}
+
+/// Carries the block layer's events to the clients.
+struct BlockEventBridge {
+    events: Arc<dyn EventSink>,
+}
+
+impl BlockEvents for BlockEventBridge {
+    fn image_corrupted(&self, event: ImageCorrupted) {
+        let number = |value: Option<u64>| value.and_then(|value| i64::try_from(value).ok());
+        self.events.emit(Event::BlockImageCorrupted(BlockImageCorruptedEvent {
+            // Nodes of a daemon without a machine have no device.
+            device: String::new(),
+            node_name: Some(event.node_name),
+            msg: event.message,
+            offset: number(event.offset),
+            size: number(event.size),
+            fatal: event.fatal,
+        }));
+    }
+}
+
+/// Nodes, jobs, exports, objects and chardevs of one daemon, behind one table of commands.
+pub struct StorageService {
+    pub(crate) inner: Arc<Inner>,
+    fd_sets: Arc<FdSets>,
+    bus: Arc<EventBus>,
+    // Dropped last: everything above may still have work on it.
+    _data_side: Executor,
+}
+
+impl StorageService {
+    /// A service whose control side runs on `runtime`.
+    ///
+    /// # Errors
+    /// When the data side's thread cannot be started.
+    pub fn new(runtime: Handle) -> io::Result<Self> {
+        let bus = EventBus::new(runtime.clone());
+        let events: Arc<dyn EventSink> = Arc::clone(&bus) as Arc<dyn EventSink>;
+        let data_side = Executor::start("data", Engine::Uring)?;
+        let fd_sets = Arc::<FdSets>::default();
+        let inner = Arc::new(Inner {
+            graph: Graph::default(),
+            owned: Mutex::default(),
+            sequence: Sequence::start(&runtime),
+            data_side: data_side.handle(),
+            files: Arc::new(FdsetOpener { sets: Arc::clone(&fd_sets) }),
+            block_events: Arc::new(BlockEventBridge { events: Arc::clone(&events) }),
+            jobs: JobRegistry::new(Arc::clone(&events)),
+            objects: ObjectTree::new(),
+            chardevs: Arc::default(),
+            surroundings: Arc::new(Surroundings::new(runtime.clone())),
+            exports: crate::exports::Exports::new(Arc::clone(&events)),
+            events,
+            runtime,
+        });
+        Ok(Self { inner, fd_sets, bus, _data_side: data_side })
+    }
+
+    /// The table of all commands; `quit` is rung when a client asks the program to end.
+    pub fn commands(&self, quit: Arc<Notify>) -> CommandTable<Caller> {
+        let mut table = CommandTable::new();
+        let control = ControlHandlers::new(quit);
+        api::register_control(&mut table, Arc::clone(&control));
+        api::register_introspect(&mut table, control);
+        api::register_fdset(&mut table, FdHandlers::new(Arc::clone(&self.fd_sets)));
+        let handlers = Arc::new(Handlers { inner: Arc::clone(&self.inner) });
+        api::register_block_core(&mut table, Arc::clone(&handlers));
+        api::register_blockdev(&mut table, Arc::clone(&handlers));
+        api::register_block_create(&mut table, Arc::clone(&handlers));
+        api::register_block_export(&mut table, Arc::clone(&handlers));
+        api::register_job(&mut table, Arc::clone(&handlers));
+        api::register_char(&mut table, handlers);
+        api::register_qom(&mut table, Arc::clone(&self.inner.objects));
+        table
+    }
+
+    /// Where events go.
+    pub fn event_bus(&self) -> &Arc<EventBus> {
+        &self.bus
+    }
+
+    /// The chardevs.
+    pub fn chardevs(&self) -> &Arc<ChardevRegistry> {
+        &self.inner.chardevs
+    }
+
+    /// The object tree.
+    pub fn objects(&self) -> &Arc<ObjectTree> {
+        &self.inner.objects
+    }
+
+    /// Ends everything in good order: exports first, then jobs, then nodes from the top down,
+    /// each flushed and closed.
+    pub async fn close(&self) {
+        self.inner.close_exports().await;
+        self.inner.jobs.cancel_all().await;
+        let inner = Arc::clone(&self.inner);
+        let closed = self.inner.sequence.run(async move {
+            inner.close_all_nodes().await;
+            Ok(())
+        });
+        if let Err(error) = closed.await {
+            tracing::error!(%error, "closing the nodes failed");
+        }
+    }
+}
+
+/// Implements the command traits over the shared state.
+pub(crate) struct Handlers {
+    pub(crate) inner: Arc<Inner>,
+}
+
+/// Finds the descriptors that the calling client named.
+pub(crate) struct CallerFds<'a>(pub(crate) &'a Caller);
+
+impl chardev::socket_address::FdLookup for CallerFds<'_> {
+    fn named_fd(&self, name: &str) -> Result<OwnedFd, QmpError> {
+        self.0.named_fds().take(name)
+    }
+}
