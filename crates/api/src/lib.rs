@@ -39,6 +39,7 @@ mod error;
 #[rustfmt::skip]
 #[allow(
     missing_docs,
+    unreachable_patterns,
     clippy::all,
     clippy::pedantic,
     reason = "generated: the schema's checker has its own rules on names and documentation"

@@ -1,1 +1,11 @@
+//! Tests of what the generated code does, with the protocol's own types and with those of a schema
+//! that has every construct of the language (`tests/schema/language.json`).
 
+#[rustfmt::skip]
+#[allow(missing_docs, dead_code, unused_imports, unreachable_patterns, clippy::all, reason = "generated")]
+mod generated;
+
+mod keyval;
+mod language;
+mod table;
+mod visitor;

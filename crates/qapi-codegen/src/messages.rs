@@ -75,7 +75,7 @@ pub fn events(schema: &Schema, names: &Names) -> String {
 /// `commands.rs`.
 pub fn commands(schema: &Schema, names: &Names) -> String {
     let mut out = format!(
-        "{HEADER}\n//! Every command of the schema, for clients.\n\nuse super::prelude::*;\nuse crate::generated as schema;\n"
+        "{HEADER}\n//! Every command of the schema, for clients.\n\nuse super::prelude::*;\nuse super as schema;\n"
     );
     let mut all = BTreeSet::new();
     for (_, definition) in schema.definitions() {

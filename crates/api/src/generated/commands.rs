@@ -3,7 +3,7 @@
 //! Every command of the schema, for clients.
 
 use super::prelude::*;
-use crate::generated as schema;
+use super as schema;
 
 /// Asks a job to pause.  The reply comes at once; the job pauses at its
 /// next chance, becoming paused (from running) or standby (from ready).

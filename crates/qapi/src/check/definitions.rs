@@ -218,6 +218,10 @@ impl Checker {
         optional: bool,
         entry: &Entry,
     ) -> Option<Member> {
+        if owner.dialect == Dialect::Era1_2 && entry.value.as_str() == Some("**") {
+            // Stands for any further arguments, not for a member of this name.
+            return None;
+        }
         let what = format!("member '{name}'");
         let position = entry.key_position;
         let mut condition = None;
@@ -257,7 +261,7 @@ impl Checker {
     }
 
     fn member_type(&mut self, expr: &Expr, what: &str, owner: Owner<'_>) -> Option<TypeRef> {
-        if owner.dialect == Dialect::Era1_2 && matches!(expr.as_str(), Some("**" | "visitor")) {
+        if owner.dialect == Dialect::Era1_2 && expr.as_str() == Some("visitor") {
             return Some(TypeRef::One(NamedType::Builtin(Builtin::Any)));
         }
         self.type_ref(expr, what)
