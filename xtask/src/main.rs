@@ -1,32 +1,52 @@
-//! Tasks of development: `cargo xtask TASK`.
+//! The project's own tasks: `cargo xtask TASK`.
 
 mod codegen;
 mod schema_diff;
+mod tidy;
 
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: cargo xtask TASK
-  codegen [--check]                       write crates/api/src/generated from the schema, or see whether it is stale
+use anyhow::{Context, Result};
+
+const USAGE: &str = "\
+usage: cargo xtask TASK
+
+  codegen [--check]   write crates/api/src/generated from the schema, or say whether it is stale
   schema-diff REFERENCE.json [--only-served]
-                                          compare our introspection with a reference
+                      compare our introspection with a reference
+  tidy                check layers, sizes and names
 ";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let (task, rest) = match arguments.split_first() {
         Some((task, rest)) => (task.as_str(), rest),
-        None => ("", [].as_slice()),
+        None => ("help", [].as_slice()),
     };
     let done = match task {
         "codegen" => codegen::run(rest),
         "schema-diff" => schema_diff::run(rest),
-        _ => Err(anyhow::anyhow!("unknown task '{task}'\n{USAGE}")),
+        "tidy" => tidy::run(),
+        "help" | "--help" | "-h" => {
+            print!("{USAGE}");
+            Ok(ExitCode::SUCCESS)
+        }
+        unknown => Err(anyhow::anyhow!("unknown task '{unknown}'\n\n{USAGE}")),
     };
     match done {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("{error:#}");
+            eprintln!("error: {error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// The workspace's root folder.
+fn root() -> Result<PathBuf> {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent()
+        .map(Path::to_path_buf)
+        .context("xtask lies in the workspace")
 }

@@ -1,54 +1,6 @@
 //! Errors as QMP clients see them.
 
-use std::fmt;
-
-/// The class of an error; `GenericError` unless clients need to tell it apart (`qmp-spec`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum ErrorClass {
-    /// Any error without a class of its own.
-    GenericError,
-    /// The command does not exist, or not in the present state.
-    CommandNotFound,
-    /// The device is not active.
-    DeviceNotActive,
-    /// The device does not exist.
-    DeviceNotFound,
-    /// The kernel's KVM lacks something that is needed.
-    KVMMissingCap,
-}
-
-impl ErrorClass {
-    /// Every class.
-    pub const ALL: [Self; 5] = [
-        Self::GenericError,
-        Self::CommandNotFound,
-        Self::DeviceNotActive,
-        Self::DeviceNotFound,
-        Self::KVMMissingCap,
-    ];
-
-    /// The word on the wire.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::GenericError => "GenericError",
-            Self::CommandNotFound => "CommandNotFound",
-            Self::DeviceNotActive => "DeviceNotActive",
-            Self::DeviceNotFound => "DeviceNotFound",
-            Self::KVMMissingCap => "KVMMissingCap",
-        }
-    }
-
-    /// The class of this word.
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|class| class.as_str() == name)
-    }
-}
-
-impl fmt::Display for ErrorClass {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
+use qmp_wire::ErrorClass;
 
 /// The error of a command: what stands in `error` of its response.
 ///

@@ -36,6 +36,7 @@
 mod builtin;
 mod command;
 mod error;
+mod event_sink;
 #[rustfmt::skip]
 #[allow(
     missing_docs,
@@ -50,12 +51,15 @@ pub mod visit;
 
 pub use builtin::{NoArguments, Null};
 pub use command::{Command, CommandSpec, CommandTable, Handler, Registered, Return};
-pub use error::{ErrorClass, QmpError};
+pub use error::QmpError;
+pub use event_sink::{EventSink, is_well_formed_id};
 pub use generated::*;
 pub use visit::{
     FromQapi, Input, Members, QapiObject, ToQapi, UnknownMember, from_json, from_keyval,
     reply_from_json,
 };
+
+pub use qmp_wire::ErrorClass;
 
 /// What `query-qmp-schema` answers, as one line of ASCII JSON text.
 pub const INTROSPECTION: &str = include_str!("generated/introspection.json").trim_ascii();

@@ -1184,138 +1184,30 @@ pub struct BlockStatsSpecific {
 /// What `driver` of [`BlockStatsSpecific`] selects.
 #[derive(Debug, Clone, PartialEq)]
 pub enum BlockStatsSpecificBranch {
-    /// [`BlockdevDriver::Blkdebug`].
-    Blkdebug,
-    /// [`BlockdevDriver::Blklogwrites`].
-    Blklogwrites,
-    /// [`BlockdevDriver::Blkreplay`].
-    Blkreplay,
-    /// [`BlockdevDriver::Blkverify`].
-    Blkverify,
-    /// [`BlockdevDriver::Bochs`].
-    Bochs,
-    /// [`BlockdevDriver::Cloop`].
-    Cloop,
-    /// [`BlockdevDriver::Compress`].
-    Compress,
-    /// [`BlockdevDriver::CopyBeforeWrite`].
-    CopyBeforeWrite,
-    /// [`BlockdevDriver::CopyOnRead`].
-    CopyOnRead,
-    /// [`BlockdevDriver::Dmg`].
-    Dmg,
     /// [`BlockdevDriver::File`].
     File(Box<BlockStatsSpecificFile>),
-    /// [`BlockdevDriver::SnapshotAccess`].
-    SnapshotAccess,
-    /// [`BlockdevDriver::Ftp`].
-    Ftp,
-    /// [`BlockdevDriver::Ftps`].
-    Ftps,
-    /// [`BlockdevDriver::Gluster`].
-    Gluster,
-    /// [`BlockdevDriver::HostCdrom`].
-    HostCdrom,
     /// [`BlockdevDriver::HostDevice`].
     HostDevice(Box<BlockStatsSpecificFile>),
-    /// [`BlockdevDriver::Http`].
-    Http,
-    /// [`BlockdevDriver::Https`].
-    Https,
-    /// [`BlockdevDriver::Iscsi`].
-    Iscsi,
-    /// [`BlockdevDriver::Luks`].
-    Luks,
-    /// [`BlockdevDriver::Nbd`].
-    Nbd,
-    /// [`BlockdevDriver::Nfs`].
-    Nfs,
     /// [`BlockdevDriver::NullAio`].
     NullAio,
     /// [`BlockdevDriver::NullCo`].
     NullCo,
-    /// [`BlockdevDriver::Nvme`].
-    Nvme(Box<BlockStatsSpecificNvme>),
-    /// [`BlockdevDriver::Parallels`].
-    Parallels,
-    /// [`BlockdevDriver::Preallocate`].
-    Preallocate,
-    /// [`BlockdevDriver::Qcow`].
-    Qcow,
     /// [`BlockdevDriver::Qcow2`].
     Qcow2,
-    /// [`BlockdevDriver::Qed`].
-    Qed,
-    /// [`BlockdevDriver::Quorum`].
-    Quorum,
     /// [`BlockdevDriver::Raw`].
     Raw,
-    /// [`BlockdevDriver::Rbd`].
-    Rbd,
-    /// [`BlockdevDriver::Replication`].
-    Replication,
-    /// [`BlockdevDriver::Ssh`].
-    Ssh,
-    /// [`BlockdevDriver::Throttle`].
-    Throttle,
-    /// [`BlockdevDriver::Vdi`].
-    Vdi,
-    /// [`BlockdevDriver::Vhdx`].
-    Vhdx,
-    /// [`BlockdevDriver::Vmdk`].
-    Vmdk,
-    /// [`BlockdevDriver::Vpc`].
-    Vpc,
-    /// [`BlockdevDriver::Vvfat`].
-    Vvfat,
 }
 
 impl BlockStatsSpecificBranch {
     /// The value of the discriminator.
     pub fn kind(&self) -> BlockdevDriver {
         match self {
-            Self::Blkdebug => BlockdevDriver::Blkdebug,
-            Self::Blklogwrites => BlockdevDriver::Blklogwrites,
-            Self::Blkreplay => BlockdevDriver::Blkreplay,
-            Self::Blkverify => BlockdevDriver::Blkverify,
-            Self::Bochs => BlockdevDriver::Bochs,
-            Self::Cloop => BlockdevDriver::Cloop,
-            Self::Compress => BlockdevDriver::Compress,
-            Self::CopyBeforeWrite => BlockdevDriver::CopyBeforeWrite,
-            Self::CopyOnRead => BlockdevDriver::CopyOnRead,
-            Self::Dmg => BlockdevDriver::Dmg,
             Self::File(_) => BlockdevDriver::File,
-            Self::SnapshotAccess => BlockdevDriver::SnapshotAccess,
-            Self::Ftp => BlockdevDriver::Ftp,
-            Self::Ftps => BlockdevDriver::Ftps,
-            Self::Gluster => BlockdevDriver::Gluster,
-            Self::HostCdrom => BlockdevDriver::HostCdrom,
             Self::HostDevice(_) => BlockdevDriver::HostDevice,
-            Self::Http => BlockdevDriver::Http,
-            Self::Https => BlockdevDriver::Https,
-            Self::Iscsi => BlockdevDriver::Iscsi,
-            Self::Luks => BlockdevDriver::Luks,
-            Self::Nbd => BlockdevDriver::Nbd,
-            Self::Nfs => BlockdevDriver::Nfs,
             Self::NullAio => BlockdevDriver::NullAio,
             Self::NullCo => BlockdevDriver::NullCo,
-            Self::Nvme(_) => BlockdevDriver::Nvme,
-            Self::Parallels => BlockdevDriver::Parallels,
-            Self::Preallocate => BlockdevDriver::Preallocate,
-            Self::Qcow => BlockdevDriver::Qcow,
             Self::Qcow2 => BlockdevDriver::Qcow2,
-            Self::Qed => BlockdevDriver::Qed,
-            Self::Quorum => BlockdevDriver::Quorum,
             Self::Raw => BlockdevDriver::Raw,
-            Self::Rbd => BlockdevDriver::Rbd,
-            Self::Replication => BlockdevDriver::Replication,
-            Self::Ssh => BlockdevDriver::Ssh,
-            Self::Throttle => BlockdevDriver::Throttle,
-            Self::Vdi => BlockdevDriver::Vdi,
-            Self::Vhdx => BlockdevDriver::Vhdx,
-            Self::Vmdk => BlockdevDriver::Vmdk,
-            Self::Vpc => BlockdevDriver::Vpc,
-            Self::Vvfat => BlockdevDriver::Vvfat,
         }
     }
 }
@@ -1324,48 +1216,12 @@ impl QapiObject for BlockStatsSpecific {
     fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
         let driver: BlockdevDriver = members.required("driver")?;
         let driver = match driver {
-            BlockdevDriver::Blkdebug => BlockStatsSpecificBranch::Blkdebug,
-            BlockdevDriver::Blklogwrites => BlockStatsSpecificBranch::Blklogwrites,
-            BlockdevDriver::Blkreplay => BlockStatsSpecificBranch::Blkreplay,
-            BlockdevDriver::Blkverify => BlockStatsSpecificBranch::Blkverify,
-            BlockdevDriver::Bochs => BlockStatsSpecificBranch::Bochs,
-            BlockdevDriver::Cloop => BlockStatsSpecificBranch::Cloop,
-            BlockdevDriver::Compress => BlockStatsSpecificBranch::Compress,
-            BlockdevDriver::CopyBeforeWrite => BlockStatsSpecificBranch::CopyBeforeWrite,
-            BlockdevDriver::CopyOnRead => BlockStatsSpecificBranch::CopyOnRead,
-            BlockdevDriver::Dmg => BlockStatsSpecificBranch::Dmg,
             BlockdevDriver::File => BlockStatsSpecificBranch::File(Box::new(QapiObject::read_members(members)?)),
-            BlockdevDriver::SnapshotAccess => BlockStatsSpecificBranch::SnapshotAccess,
-            BlockdevDriver::Ftp => BlockStatsSpecificBranch::Ftp,
-            BlockdevDriver::Ftps => BlockStatsSpecificBranch::Ftps,
-            BlockdevDriver::Gluster => BlockStatsSpecificBranch::Gluster,
-            BlockdevDriver::HostCdrom => BlockStatsSpecificBranch::HostCdrom,
             BlockdevDriver::HostDevice => BlockStatsSpecificBranch::HostDevice(Box::new(QapiObject::read_members(members)?)),
-            BlockdevDriver::Http => BlockStatsSpecificBranch::Http,
-            BlockdevDriver::Https => BlockStatsSpecificBranch::Https,
-            BlockdevDriver::Iscsi => BlockStatsSpecificBranch::Iscsi,
-            BlockdevDriver::Luks => BlockStatsSpecificBranch::Luks,
-            BlockdevDriver::Nbd => BlockStatsSpecificBranch::Nbd,
-            BlockdevDriver::Nfs => BlockStatsSpecificBranch::Nfs,
             BlockdevDriver::NullAio => BlockStatsSpecificBranch::NullAio,
             BlockdevDriver::NullCo => BlockStatsSpecificBranch::NullCo,
-            BlockdevDriver::Nvme => BlockStatsSpecificBranch::Nvme(Box::new(QapiObject::read_members(members)?)),
-            BlockdevDriver::Parallels => BlockStatsSpecificBranch::Parallels,
-            BlockdevDriver::Preallocate => BlockStatsSpecificBranch::Preallocate,
-            BlockdevDriver::Qcow => BlockStatsSpecificBranch::Qcow,
             BlockdevDriver::Qcow2 => BlockStatsSpecificBranch::Qcow2,
-            BlockdevDriver::Qed => BlockStatsSpecificBranch::Qed,
-            BlockdevDriver::Quorum => BlockStatsSpecificBranch::Quorum,
             BlockdevDriver::Raw => BlockStatsSpecificBranch::Raw,
-            BlockdevDriver::Rbd => BlockStatsSpecificBranch::Rbd,
-            BlockdevDriver::Replication => BlockStatsSpecificBranch::Replication,
-            BlockdevDriver::Ssh => BlockStatsSpecificBranch::Ssh,
-            BlockdevDriver::Throttle => BlockStatsSpecificBranch::Throttle,
-            BlockdevDriver::Vdi => BlockStatsSpecificBranch::Vdi,
-            BlockdevDriver::Vhdx => BlockStatsSpecificBranch::Vhdx,
-            BlockdevDriver::Vmdk => BlockStatsSpecificBranch::Vmdk,
-            BlockdevDriver::Vpc => BlockStatsSpecificBranch::Vpc,
-            BlockdevDriver::Vvfat => BlockStatsSpecificBranch::Vvfat,
         };
         Ok(Self { driver })
     }
@@ -1375,7 +1231,6 @@ impl QapiObject for BlockStatsSpecific {
         match &self.driver {
             BlockStatsSpecificBranch::File(branch) => branch.write_members(out),
             BlockStatsSpecificBranch::HostDevice(branch) => branch.write_members(out),
-            BlockStatsSpecificBranch::Nvme(branch) => branch.write_members(out),
             _ => {}
         }
     }
@@ -1626,16 +1481,16 @@ impl QapiObject for BlockResizeArgs {
     }
 }
 
-/// Arguments of `block-set-write-threshold`.
+/// `q_obj_block-set-write-threshold-arg` of the schema.
 #[derive(Debug, Clone, PartialEq)]
-pub struct BlockSetWriteThresholdArgs {
-    /// the node
+pub struct BlockSetWriteThresholdArg {
+    /// Member `node-name`.
     pub node_name: String,
-    /// offset in bytes; 0 turns it off
+    /// Member `write-threshold`.
     pub write_threshold: u64,
 }
 
-impl QapiObject for BlockSetWriteThresholdArgs {
+impl QapiObject for BlockSetWriteThresholdArg {
     fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
         Ok(Self {
             node_name: members.required("node-name")?,
@@ -1649,19 +1504,18 @@ impl QapiObject for BlockSetWriteThresholdArgs {
     }
 }
 
-/// Arguments of `x-blockdev-change`.
+/// `q_obj_x-blockdev-change-arg` of the schema.
 #[derive(Debug, Clone, PartialEq)]
-pub struct XBlockdevChangeArgs {
-    /// the node to change
+pub struct XBlockdevChangeArg {
+    /// Member `parent`.
     pub parent: String,
-    /// the child to take away, by the part it plays, for example
-    /// ``children.1``
+    /// Member `child`.
     pub child: Option<String>,
-    /// the node to add as the last child
+    /// Member `node`.
     pub node: Option<String>,
 }
 
-impl QapiObject for XBlockdevChangeArgs {
+impl QapiObject for XBlockdevChangeArg {
     fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
         Ok(Self {
             parent: members.required("parent")?,
@@ -1677,19 +1531,18 @@ impl QapiObject for XBlockdevChangeArgs {
     }
 }
 
-/// Arguments of `x-blockdev-set-iothread`.
+/// `q_obj_x-blockdev-set-iothread-arg` of the schema.
 #[derive(Debug, Clone, PartialEq)]
-pub struct XBlockdevSetIothreadArgs {
-    /// the node; it must have no user of its own such as a
-    /// device
+pub struct XBlockdevSetIothreadArg {
+    /// Member `node-name`.
     pub node_name: String,
-    /// id of the iothread; null means the main thread
+    /// Member `iothread`.
     pub iothread: StrOrNull,
-    /// do it even though the node has users (default: false)
+    /// Member `force`.
     pub force: Option<bool>,
 }
 
-impl QapiObject for XBlockdevSetIothreadArgs {
+impl QapiObject for XBlockdevSetIothreadArg {
     fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
         Ok(Self {
             node_name: members.required("node-name")?,
@@ -1744,27 +1597,26 @@ impl QapiObject for BlockImageCorruptedEvent {
     }
 }
 
-/// Data of `BLOCK_IO_ERROR`.
+/// `q_obj_BLOCK_IO_ERROR-arg` of the schema.
 #[derive(Debug, Clone, PartialEq)]
-pub struct BlockIoErrorEvent {
-    /// path of the device in the object tree
+pub struct BLOCKIOERRORArg {
+    /// Member `qom-path`.
     pub qom_path: String,
-    /// the block device's name; may be empty
+    /// Member `device`.
     pub device: String,
-    /// the node's name, if it has one
+    /// Member `node-name`.
     pub node_name: Option<String>,
-    /// what failed
+    /// Member `operation`.
     pub operation: IoOperationType,
-    /// what was done about it
+    /// Member `action`.
     pub action: BlockErrorAction,
-    /// whether it failed for lack of space; present if `action` is
-    /// stop
+    /// Member `nospace`.
     pub nospace: Option<bool>,
-    /// why it failed, for people to read
+    /// Member `reason`.
     pub reason: String,
 }
 
-impl QapiObject for BlockIoErrorEvent {
+impl QapiObject for BLOCKIOERRORArg {
     fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
         Ok(Self {
             qom_path: members.required("qom-path")?,
@@ -1788,18 +1640,18 @@ impl QapiObject for BlockIoErrorEvent {
     }
 }
 
-/// Data of `BLOCK_WRITE_THRESHOLD`.
+/// `q_obj_BLOCK_WRITE_THRESHOLD-arg` of the schema.
 #[derive(Debug, Clone, PartialEq)]
-pub struct BlockWriteThresholdEvent {
-    /// the node
+pub struct BLOCKWRITETHRESHOLDArg {
+    /// Member `node-name`.
     pub node_name: String,
-    /// how far beyond, in bytes
+    /// Member `amount-exceeded`.
     pub amount_exceeded: u64,
-    /// the threshold, in bytes; it is now off
+    /// Member `write-threshold`.
     pub write_threshold: u64,
 }
 
-impl QapiObject for BlockWriteThresholdEvent {
+impl QapiObject for BLOCKWRITETHRESHOLDArg {
     fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
         Ok(Self {
             node_name: members.required("node-name")?,
@@ -1815,18 +1667,18 @@ impl QapiObject for BlockWriteThresholdEvent {
     }
 }
 
-/// Data of `QUORUM_FAILURE`.
+/// `q_obj_QUORUM_FAILURE-arg` of the schema.
 #[derive(Debug, Clone, PartialEq)]
-pub struct QuorumFailureEvent {
-    /// the device's name, or else the node's
+pub struct QUORUMFAILUREArg {
+    /// Member `reference`.
     pub reference: String,
-    /// first sector, in units of 512 bytes
+    /// Member `sector-num`.
     pub sector_num: i64,
-    /// sectors concerned
+    /// Member `sectors-count`.
     pub sectors_count: i64,
 }
 
-impl QapiObject for QuorumFailureEvent {
+impl QapiObject for QUORUMFAILUREArg {
     fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
         Ok(Self {
             reference: members.required("reference")?,
@@ -1842,23 +1694,22 @@ impl QapiObject for QuorumFailureEvent {
     }
 }
 
-/// Data of `QUORUM_REPORT_BAD`.
+/// `q_obj_QUORUM_REPORT_BAD-arg` of the schema.
 #[derive(Debug, Clone, PartialEq)]
-pub struct QuorumReportBadEvent {
-    /// what the node was doing
+pub struct QUORUMREPORTBADArg {
+    /// Member `type`.
     pub r#type: QuorumOpType,
-    /// the child's error, for people to read; absent if its data
-    /// differed
+    /// Member `error`.
     pub error: Option<String>,
-    /// the child's name
+    /// Member `node-name`.
     pub node_name: String,
-    /// first sector, in units of 512 bytes
+    /// Member `sector-num`.
     pub sector_num: i64,
-    /// sectors concerned
+    /// Member `sectors-count`.
     pub sectors_count: i64,
 }
 
-impl QapiObject for QuorumReportBadEvent {
+impl QapiObject for QUORUMREPORTBADArg {
     fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
         Ok(Self {
             r#type: members.required("type")?,
@@ -1898,20 +1749,6 @@ pub trait BlockCoreCommands<C>: Send + Sync + 'static {
     /// Changes the size of an image while it is in use.  Give exactly one
     /// of `device` and `node-name`.
     fn block_resize(&self, context: Arc<C>, arguments: BlockResizeArgs) -> impl Future<Output = Result<(), QmpError>> + Send;
-
-    /// Sets the offset from which a write raises BLOCK_WRITE_THRESHOLD.  It
-    /// is raised once; then the threshold is off until it is set again.
-    fn block_set_write_threshold(&self, context: Arc<C>, arguments: BlockSetWriteThresholdArgs) -> impl Future<Output = Result<(), QmpError>> + Send;
-
-    /// Adds a child to a node or takes one away.  Only quorum supports it.
-    ///
-    /// Feature: `unstable`.
-    fn x_blockdev_change(&self, context: Arc<C>, arguments: XBlockdevChangeArgs) -> impl Future<Output = Result<(), QmpError>> + Send;
-
-    /// Moves a node, with all nodes that it uses, to another thread.
-    ///
-    /// Feature: `unstable`.
-    fn x_blockdev_set_iothread(&self, context: Arc<C>, arguments: XBlockdevSetIothreadArgs) -> impl Future<Output = Result<(), QmpError>> + Send;
 }
 
 /// Enters the commands of schema module `block-core` into a table.
@@ -1949,23 +1786,5 @@ where
     table.add(spec, move |context, arguments: BlockResizeArgs| {
         let handler = Arc::clone(&shared);
         async move { handler.block_resize(context, arguments).await }
-    });
-    let spec = CommandSpec { name: "block-set-write-threshold", allow_oob: false, allow_preconfig: true, success_response: true, coroutine: false, features: &[] };
-    let shared = Arc::clone(&handler);
-    table.add(spec, move |context, arguments: BlockSetWriteThresholdArgs| {
-        let handler = Arc::clone(&shared);
-        async move { handler.block_set_write_threshold(context, arguments).await }
-    });
-    let spec = CommandSpec { name: "x-blockdev-change", allow_oob: false, allow_preconfig: true, success_response: true, coroutine: false, features: &["unstable"] };
-    let shared = Arc::clone(&handler);
-    table.add(spec, move |context, arguments: XBlockdevChangeArgs| {
-        let handler = Arc::clone(&shared);
-        async move { handler.x_blockdev_change(context, arguments).await }
-    });
-    let spec = CommandSpec { name: "x-blockdev-set-iothread", allow_oob: false, allow_preconfig: true, success_response: true, coroutine: false, features: &["unstable"] };
-    let shared = Arc::clone(&handler);
-    table.add(spec, move |context, arguments: XBlockdevSetIothreadArgs| {
-        let handler = Arc::clone(&shared);
-        async move { handler.x_blockdev_set_iothread(context, arguments).await }
     });
 }

@@ -270,8 +270,6 @@ pub struct BlockdevCreateOptionsQcow2 {
     /// format of the backing file (default: not written, so
     /// that it is found out when opening)
     pub backing_fmt: Option<BlockdevDriver>,
-    /// encryption (default: none)
-    pub encrypt: Option<QCryptoBlockCreateOptions>,
     /// cluster size in bytes, a power of two from 512 to 2
     /// MiB (default: 64 KiB)
     pub cluster_size: Option<u64>,
@@ -297,7 +295,6 @@ impl QapiObject for BlockdevCreateOptionsQcow2 {
             version: members.optional("version")?,
             backing_file: members.optional("backing-file")?,
             backing_fmt: members.optional("backing-fmt")?,
-            encrypt: members.optional("encrypt")?,
             cluster_size: members.optional_size("cluster-size")?,
             preallocation: members.optional("preallocation")?,
             lazy_refcounts: members.optional("lazy-refcounts")?,
@@ -315,7 +312,6 @@ impl QapiObject for BlockdevCreateOptionsQcow2 {
         put_optional(out, "version", &self.version);
         put_optional(out, "backing-file", &self.backing_file);
         put_optional(out, "backing-fmt", &self.backing_fmt);
-        put_optional(out, "encrypt", &self.encrypt);
         put_optional(out, "cluster-size", &self.cluster_size);
         put_optional(out, "preallocation", &self.preallocation);
         put_optional(out, "lazy-refcounts", &self.lazy_refcounts);
@@ -636,138 +632,30 @@ pub struct BlockdevCreateOptions {
 /// What `driver` of [`BlockdevCreateOptions`] selects.
 #[derive(Debug, Clone, PartialEq)]
 pub enum BlockdevCreateOptionsBranch {
-    /// [`BlockdevDriver::Blkdebug`].
-    Blkdebug,
-    /// [`BlockdevDriver::Blklogwrites`].
-    Blklogwrites,
-    /// [`BlockdevDriver::Blkreplay`].
-    Blkreplay,
-    /// [`BlockdevDriver::Blkverify`].
-    Blkverify,
-    /// [`BlockdevDriver::Bochs`].
-    Bochs,
-    /// [`BlockdevDriver::Cloop`].
-    Cloop,
-    /// [`BlockdevDriver::Compress`].
-    Compress,
-    /// [`BlockdevDriver::CopyBeforeWrite`].
-    CopyBeforeWrite,
-    /// [`BlockdevDriver::CopyOnRead`].
-    CopyOnRead,
-    /// [`BlockdevDriver::Dmg`].
-    Dmg,
     /// [`BlockdevDriver::File`].
     File(Box<BlockdevCreateOptionsFile>),
-    /// [`BlockdevDriver::SnapshotAccess`].
-    SnapshotAccess,
-    /// [`BlockdevDriver::Ftp`].
-    Ftp,
-    /// [`BlockdevDriver::Ftps`].
-    Ftps,
-    /// [`BlockdevDriver::Gluster`].
-    Gluster(Box<BlockdevCreateOptionsGluster>),
-    /// [`BlockdevDriver::HostCdrom`].
-    HostCdrom,
     /// [`BlockdevDriver::HostDevice`].
     HostDevice,
-    /// [`BlockdevDriver::Http`].
-    Http,
-    /// [`BlockdevDriver::Https`].
-    Https,
-    /// [`BlockdevDriver::Iscsi`].
-    Iscsi,
-    /// [`BlockdevDriver::Luks`].
-    Luks(Box<BlockdevCreateOptionsLUKS>),
-    /// [`BlockdevDriver::Nbd`].
-    Nbd,
-    /// [`BlockdevDriver::Nfs`].
-    Nfs(Box<BlockdevCreateOptionsNfs>),
     /// [`BlockdevDriver::NullAio`].
     NullAio,
     /// [`BlockdevDriver::NullCo`].
     NullCo,
-    /// [`BlockdevDriver::Nvme`].
-    Nvme,
-    /// [`BlockdevDriver::Parallels`].
-    Parallels(Box<BlockdevCreateOptionsParallels>),
-    /// [`BlockdevDriver::Preallocate`].
-    Preallocate,
-    /// [`BlockdevDriver::Qcow`].
-    Qcow(Box<BlockdevCreateOptionsQcow>),
     /// [`BlockdevDriver::Qcow2`].
     Qcow2(Box<BlockdevCreateOptionsQcow2>),
-    /// [`BlockdevDriver::Qed`].
-    Qed(Box<BlockdevCreateOptionsQed>),
-    /// [`BlockdevDriver::Quorum`].
-    Quorum,
     /// [`BlockdevDriver::Raw`].
     Raw,
-    /// [`BlockdevDriver::Rbd`].
-    Rbd(Box<BlockdevCreateOptionsRbd>),
-    /// [`BlockdevDriver::Replication`].
-    Replication,
-    /// [`BlockdevDriver::Ssh`].
-    Ssh(Box<BlockdevCreateOptionsSsh>),
-    /// [`BlockdevDriver::Throttle`].
-    Throttle,
-    /// [`BlockdevDriver::Vdi`].
-    Vdi(Box<BlockdevCreateOptionsVdi>),
-    /// [`BlockdevDriver::Vhdx`].
-    Vhdx(Box<BlockdevCreateOptionsVhdx>),
-    /// [`BlockdevDriver::Vmdk`].
-    Vmdk(Box<BlockdevCreateOptionsVmdk>),
-    /// [`BlockdevDriver::Vpc`].
-    Vpc(Box<BlockdevCreateOptionsVpc>),
-    /// [`BlockdevDriver::Vvfat`].
-    Vvfat,
 }
 
 impl BlockdevCreateOptionsBranch {
     /// The value of the discriminator.
     pub fn kind(&self) -> BlockdevDriver {
         match self {
-            Self::Blkdebug => BlockdevDriver::Blkdebug,
-            Self::Blklogwrites => BlockdevDriver::Blklogwrites,
-            Self::Blkreplay => BlockdevDriver::Blkreplay,
-            Self::Blkverify => BlockdevDriver::Blkverify,
-            Self::Bochs => BlockdevDriver::Bochs,
-            Self::Cloop => BlockdevDriver::Cloop,
-            Self::Compress => BlockdevDriver::Compress,
-            Self::CopyBeforeWrite => BlockdevDriver::CopyBeforeWrite,
-            Self::CopyOnRead => BlockdevDriver::CopyOnRead,
-            Self::Dmg => BlockdevDriver::Dmg,
             Self::File(_) => BlockdevDriver::File,
-            Self::SnapshotAccess => BlockdevDriver::SnapshotAccess,
-            Self::Ftp => BlockdevDriver::Ftp,
-            Self::Ftps => BlockdevDriver::Ftps,
-            Self::Gluster(_) => BlockdevDriver::Gluster,
-            Self::HostCdrom => BlockdevDriver::HostCdrom,
             Self::HostDevice => BlockdevDriver::HostDevice,
-            Self::Http => BlockdevDriver::Http,
-            Self::Https => BlockdevDriver::Https,
-            Self::Iscsi => BlockdevDriver::Iscsi,
-            Self::Luks(_) => BlockdevDriver::Luks,
-            Self::Nbd => BlockdevDriver::Nbd,
-            Self::Nfs(_) => BlockdevDriver::Nfs,
             Self::NullAio => BlockdevDriver::NullAio,
             Self::NullCo => BlockdevDriver::NullCo,
-            Self::Nvme => BlockdevDriver::Nvme,
-            Self::Parallels(_) => BlockdevDriver::Parallels,
-            Self::Preallocate => BlockdevDriver::Preallocate,
-            Self::Qcow(_) => BlockdevDriver::Qcow,
             Self::Qcow2(_) => BlockdevDriver::Qcow2,
-            Self::Qed(_) => BlockdevDriver::Qed,
-            Self::Quorum => BlockdevDriver::Quorum,
             Self::Raw => BlockdevDriver::Raw,
-            Self::Rbd(_) => BlockdevDriver::Rbd,
-            Self::Replication => BlockdevDriver::Replication,
-            Self::Ssh(_) => BlockdevDriver::Ssh,
-            Self::Throttle => BlockdevDriver::Throttle,
-            Self::Vdi(_) => BlockdevDriver::Vdi,
-            Self::Vhdx(_) => BlockdevDriver::Vhdx,
-            Self::Vmdk(_) => BlockdevDriver::Vmdk,
-            Self::Vpc(_) => BlockdevDriver::Vpc,
-            Self::Vvfat => BlockdevDriver::Vvfat,
         }
     }
 }
@@ -776,48 +664,12 @@ impl QapiObject for BlockdevCreateOptions {
     fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
         let driver: BlockdevDriver = members.required("driver")?;
         let driver = match driver {
-            BlockdevDriver::Blkdebug => BlockdevCreateOptionsBranch::Blkdebug,
-            BlockdevDriver::Blklogwrites => BlockdevCreateOptionsBranch::Blklogwrites,
-            BlockdevDriver::Blkreplay => BlockdevCreateOptionsBranch::Blkreplay,
-            BlockdevDriver::Blkverify => BlockdevCreateOptionsBranch::Blkverify,
-            BlockdevDriver::Bochs => BlockdevCreateOptionsBranch::Bochs,
-            BlockdevDriver::Cloop => BlockdevCreateOptionsBranch::Cloop,
-            BlockdevDriver::Compress => BlockdevCreateOptionsBranch::Compress,
-            BlockdevDriver::CopyBeforeWrite => BlockdevCreateOptionsBranch::CopyBeforeWrite,
-            BlockdevDriver::CopyOnRead => BlockdevCreateOptionsBranch::CopyOnRead,
-            BlockdevDriver::Dmg => BlockdevCreateOptionsBranch::Dmg,
             BlockdevDriver::File => BlockdevCreateOptionsBranch::File(Box::new(QapiObject::read_members(members)?)),
-            BlockdevDriver::SnapshotAccess => BlockdevCreateOptionsBranch::SnapshotAccess,
-            BlockdevDriver::Ftp => BlockdevCreateOptionsBranch::Ftp,
-            BlockdevDriver::Ftps => BlockdevCreateOptionsBranch::Ftps,
-            BlockdevDriver::Gluster => BlockdevCreateOptionsBranch::Gluster(Box::new(QapiObject::read_members(members)?)),
-            BlockdevDriver::HostCdrom => BlockdevCreateOptionsBranch::HostCdrom,
             BlockdevDriver::HostDevice => BlockdevCreateOptionsBranch::HostDevice,
-            BlockdevDriver::Http => BlockdevCreateOptionsBranch::Http,
-            BlockdevDriver::Https => BlockdevCreateOptionsBranch::Https,
-            BlockdevDriver::Iscsi => BlockdevCreateOptionsBranch::Iscsi,
-            BlockdevDriver::Luks => BlockdevCreateOptionsBranch::Luks(Box::new(QapiObject::read_members(members)?)),
-            BlockdevDriver::Nbd => BlockdevCreateOptionsBranch::Nbd,
-            BlockdevDriver::Nfs => BlockdevCreateOptionsBranch::Nfs(Box::new(QapiObject::read_members(members)?)),
             BlockdevDriver::NullAio => BlockdevCreateOptionsBranch::NullAio,
             BlockdevDriver::NullCo => BlockdevCreateOptionsBranch::NullCo,
-            BlockdevDriver::Nvme => BlockdevCreateOptionsBranch::Nvme,
-            BlockdevDriver::Parallels => BlockdevCreateOptionsBranch::Parallels(Box::new(QapiObject::read_members(members)?)),
-            BlockdevDriver::Preallocate => BlockdevCreateOptionsBranch::Preallocate,
-            BlockdevDriver::Qcow => BlockdevCreateOptionsBranch::Qcow(Box::new(QapiObject::read_members(members)?)),
             BlockdevDriver::Qcow2 => BlockdevCreateOptionsBranch::Qcow2(Box::new(QapiObject::read_members(members)?)),
-            BlockdevDriver::Qed => BlockdevCreateOptionsBranch::Qed(Box::new(QapiObject::read_members(members)?)),
-            BlockdevDriver::Quorum => BlockdevCreateOptionsBranch::Quorum,
             BlockdevDriver::Raw => BlockdevCreateOptionsBranch::Raw,
-            BlockdevDriver::Rbd => BlockdevCreateOptionsBranch::Rbd(Box::new(QapiObject::read_members(members)?)),
-            BlockdevDriver::Replication => BlockdevCreateOptionsBranch::Replication,
-            BlockdevDriver::Ssh => BlockdevCreateOptionsBranch::Ssh(Box::new(QapiObject::read_members(members)?)),
-            BlockdevDriver::Throttle => BlockdevCreateOptionsBranch::Throttle,
-            BlockdevDriver::Vdi => BlockdevCreateOptionsBranch::Vdi(Box::new(QapiObject::read_members(members)?)),
-            BlockdevDriver::Vhdx => BlockdevCreateOptionsBranch::Vhdx(Box::new(QapiObject::read_members(members)?)),
-            BlockdevDriver::Vmdk => BlockdevCreateOptionsBranch::Vmdk(Box::new(QapiObject::read_members(members)?)),
-            BlockdevDriver::Vpc => BlockdevCreateOptionsBranch::Vpc(Box::new(QapiObject::read_members(members)?)),
-            BlockdevDriver::Vvfat => BlockdevCreateOptionsBranch::Vvfat,
         };
         Ok(Self { driver })
     }
@@ -826,19 +678,7 @@ impl QapiObject for BlockdevCreateOptions {
         put(out, "driver", &self.driver.kind());
         match &self.driver {
             BlockdevCreateOptionsBranch::File(branch) => branch.write_members(out),
-            BlockdevCreateOptionsBranch::Gluster(branch) => branch.write_members(out),
-            BlockdevCreateOptionsBranch::Luks(branch) => branch.write_members(out),
-            BlockdevCreateOptionsBranch::Nfs(branch) => branch.write_members(out),
-            BlockdevCreateOptionsBranch::Parallels(branch) => branch.write_members(out),
-            BlockdevCreateOptionsBranch::Qcow(branch) => branch.write_members(out),
             BlockdevCreateOptionsBranch::Qcow2(branch) => branch.write_members(out),
-            BlockdevCreateOptionsBranch::Qed(branch) => branch.write_members(out),
-            BlockdevCreateOptionsBranch::Rbd(branch) => branch.write_members(out),
-            BlockdevCreateOptionsBranch::Ssh(branch) => branch.write_members(out),
-            BlockdevCreateOptionsBranch::Vdi(branch) => branch.write_members(out),
-            BlockdevCreateOptionsBranch::Vhdx(branch) => branch.write_members(out),
-            BlockdevCreateOptionsBranch::Vmdk(branch) => branch.write_members(out),
-            BlockdevCreateOptionsBranch::Vpc(branch) => branch.write_members(out),
             _ => {}
         }
     }
@@ -917,138 +757,30 @@ pub struct BlockdevAmendOptions {
 /// What `driver` of [`BlockdevAmendOptions`] selects.
 #[derive(Debug, Clone, PartialEq)]
 pub enum BlockdevAmendOptionsBranch {
-    /// [`BlockdevDriver::Blkdebug`].
-    Blkdebug,
-    /// [`BlockdevDriver::Blklogwrites`].
-    Blklogwrites,
-    /// [`BlockdevDriver::Blkreplay`].
-    Blkreplay,
-    /// [`BlockdevDriver::Blkverify`].
-    Blkverify,
-    /// [`BlockdevDriver::Bochs`].
-    Bochs,
-    /// [`BlockdevDriver::Cloop`].
-    Cloop,
-    /// [`BlockdevDriver::Compress`].
-    Compress,
-    /// [`BlockdevDriver::CopyBeforeWrite`].
-    CopyBeforeWrite,
-    /// [`BlockdevDriver::CopyOnRead`].
-    CopyOnRead,
-    /// [`BlockdevDriver::Dmg`].
-    Dmg,
     /// [`BlockdevDriver::File`].
     File,
-    /// [`BlockdevDriver::SnapshotAccess`].
-    SnapshotAccess,
-    /// [`BlockdevDriver::Ftp`].
-    Ftp,
-    /// [`BlockdevDriver::Ftps`].
-    Ftps,
-    /// [`BlockdevDriver::Gluster`].
-    Gluster,
-    /// [`BlockdevDriver::HostCdrom`].
-    HostCdrom,
     /// [`BlockdevDriver::HostDevice`].
     HostDevice,
-    /// [`BlockdevDriver::Http`].
-    Http,
-    /// [`BlockdevDriver::Https`].
-    Https,
-    /// [`BlockdevDriver::Iscsi`].
-    Iscsi,
-    /// [`BlockdevDriver::Luks`].
-    Luks(Box<BlockdevAmendOptionsLUKS>),
-    /// [`BlockdevDriver::Nbd`].
-    Nbd,
-    /// [`BlockdevDriver::Nfs`].
-    Nfs,
     /// [`BlockdevDriver::NullAio`].
     NullAio,
     /// [`BlockdevDriver::NullCo`].
     NullCo,
-    /// [`BlockdevDriver::Nvme`].
-    Nvme,
-    /// [`BlockdevDriver::Parallels`].
-    Parallels,
-    /// [`BlockdevDriver::Preallocate`].
-    Preallocate,
-    /// [`BlockdevDriver::Qcow`].
-    Qcow,
     /// [`BlockdevDriver::Qcow2`].
     Qcow2(Box<BlockdevAmendOptionsQcow2>),
-    /// [`BlockdevDriver::Qed`].
-    Qed,
-    /// [`BlockdevDriver::Quorum`].
-    Quorum,
     /// [`BlockdevDriver::Raw`].
     Raw,
-    /// [`BlockdevDriver::Rbd`].
-    Rbd,
-    /// [`BlockdevDriver::Replication`].
-    Replication,
-    /// [`BlockdevDriver::Ssh`].
-    Ssh,
-    /// [`BlockdevDriver::Throttle`].
-    Throttle,
-    /// [`BlockdevDriver::Vdi`].
-    Vdi,
-    /// [`BlockdevDriver::Vhdx`].
-    Vhdx,
-    /// [`BlockdevDriver::Vmdk`].
-    Vmdk,
-    /// [`BlockdevDriver::Vpc`].
-    Vpc,
-    /// [`BlockdevDriver::Vvfat`].
-    Vvfat,
 }
 
 impl BlockdevAmendOptionsBranch {
     /// The value of the discriminator.
     pub fn kind(&self) -> BlockdevDriver {
         match self {
-            Self::Blkdebug => BlockdevDriver::Blkdebug,
-            Self::Blklogwrites => BlockdevDriver::Blklogwrites,
-            Self::Blkreplay => BlockdevDriver::Blkreplay,
-            Self::Blkverify => BlockdevDriver::Blkverify,
-            Self::Bochs => BlockdevDriver::Bochs,
-            Self::Cloop => BlockdevDriver::Cloop,
-            Self::Compress => BlockdevDriver::Compress,
-            Self::CopyBeforeWrite => BlockdevDriver::CopyBeforeWrite,
-            Self::CopyOnRead => BlockdevDriver::CopyOnRead,
-            Self::Dmg => BlockdevDriver::Dmg,
             Self::File => BlockdevDriver::File,
-            Self::SnapshotAccess => BlockdevDriver::SnapshotAccess,
-            Self::Ftp => BlockdevDriver::Ftp,
-            Self::Ftps => BlockdevDriver::Ftps,
-            Self::Gluster => BlockdevDriver::Gluster,
-            Self::HostCdrom => BlockdevDriver::HostCdrom,
             Self::HostDevice => BlockdevDriver::HostDevice,
-            Self::Http => BlockdevDriver::Http,
-            Self::Https => BlockdevDriver::Https,
-            Self::Iscsi => BlockdevDriver::Iscsi,
-            Self::Luks(_) => BlockdevDriver::Luks,
-            Self::Nbd => BlockdevDriver::Nbd,
-            Self::Nfs => BlockdevDriver::Nfs,
             Self::NullAio => BlockdevDriver::NullAio,
             Self::NullCo => BlockdevDriver::NullCo,
-            Self::Nvme => BlockdevDriver::Nvme,
-            Self::Parallels => BlockdevDriver::Parallels,
-            Self::Preallocate => BlockdevDriver::Preallocate,
-            Self::Qcow => BlockdevDriver::Qcow,
             Self::Qcow2(_) => BlockdevDriver::Qcow2,
-            Self::Qed => BlockdevDriver::Qed,
-            Self::Quorum => BlockdevDriver::Quorum,
             Self::Raw => BlockdevDriver::Raw,
-            Self::Rbd => BlockdevDriver::Rbd,
-            Self::Replication => BlockdevDriver::Replication,
-            Self::Ssh => BlockdevDriver::Ssh,
-            Self::Throttle => BlockdevDriver::Throttle,
-            Self::Vdi => BlockdevDriver::Vdi,
-            Self::Vhdx => BlockdevDriver::Vhdx,
-            Self::Vmdk => BlockdevDriver::Vmdk,
-            Self::Vpc => BlockdevDriver::Vpc,
-            Self::Vvfat => BlockdevDriver::Vvfat,
         }
     }
 }
@@ -1057,48 +789,12 @@ impl QapiObject for BlockdevAmendOptions {
     fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
         let driver: BlockdevDriver = members.required("driver")?;
         let driver = match driver {
-            BlockdevDriver::Blkdebug => BlockdevAmendOptionsBranch::Blkdebug,
-            BlockdevDriver::Blklogwrites => BlockdevAmendOptionsBranch::Blklogwrites,
-            BlockdevDriver::Blkreplay => BlockdevAmendOptionsBranch::Blkreplay,
-            BlockdevDriver::Blkverify => BlockdevAmendOptionsBranch::Blkverify,
-            BlockdevDriver::Bochs => BlockdevAmendOptionsBranch::Bochs,
-            BlockdevDriver::Cloop => BlockdevAmendOptionsBranch::Cloop,
-            BlockdevDriver::Compress => BlockdevAmendOptionsBranch::Compress,
-            BlockdevDriver::CopyBeforeWrite => BlockdevAmendOptionsBranch::CopyBeforeWrite,
-            BlockdevDriver::CopyOnRead => BlockdevAmendOptionsBranch::CopyOnRead,
-            BlockdevDriver::Dmg => BlockdevAmendOptionsBranch::Dmg,
             BlockdevDriver::File => BlockdevAmendOptionsBranch::File,
-            BlockdevDriver::SnapshotAccess => BlockdevAmendOptionsBranch::SnapshotAccess,
-            BlockdevDriver::Ftp => BlockdevAmendOptionsBranch::Ftp,
-            BlockdevDriver::Ftps => BlockdevAmendOptionsBranch::Ftps,
-            BlockdevDriver::Gluster => BlockdevAmendOptionsBranch::Gluster,
-            BlockdevDriver::HostCdrom => BlockdevAmendOptionsBranch::HostCdrom,
             BlockdevDriver::HostDevice => BlockdevAmendOptionsBranch::HostDevice,
-            BlockdevDriver::Http => BlockdevAmendOptionsBranch::Http,
-            BlockdevDriver::Https => BlockdevAmendOptionsBranch::Https,
-            BlockdevDriver::Iscsi => BlockdevAmendOptionsBranch::Iscsi,
-            BlockdevDriver::Luks => BlockdevAmendOptionsBranch::Luks(Box::new(QapiObject::read_members(members)?)),
-            BlockdevDriver::Nbd => BlockdevAmendOptionsBranch::Nbd,
-            BlockdevDriver::Nfs => BlockdevAmendOptionsBranch::Nfs,
             BlockdevDriver::NullAio => BlockdevAmendOptionsBranch::NullAio,
             BlockdevDriver::NullCo => BlockdevAmendOptionsBranch::NullCo,
-            BlockdevDriver::Nvme => BlockdevAmendOptionsBranch::Nvme,
-            BlockdevDriver::Parallels => BlockdevAmendOptionsBranch::Parallels,
-            BlockdevDriver::Preallocate => BlockdevAmendOptionsBranch::Preallocate,
-            BlockdevDriver::Qcow => BlockdevAmendOptionsBranch::Qcow,
             BlockdevDriver::Qcow2 => BlockdevAmendOptionsBranch::Qcow2(Box::new(QapiObject::read_members(members)?)),
-            BlockdevDriver::Qed => BlockdevAmendOptionsBranch::Qed,
-            BlockdevDriver::Quorum => BlockdevAmendOptionsBranch::Quorum,
             BlockdevDriver::Raw => BlockdevAmendOptionsBranch::Raw,
-            BlockdevDriver::Rbd => BlockdevAmendOptionsBranch::Rbd,
-            BlockdevDriver::Replication => BlockdevAmendOptionsBranch::Replication,
-            BlockdevDriver::Ssh => BlockdevAmendOptionsBranch::Ssh,
-            BlockdevDriver::Throttle => BlockdevAmendOptionsBranch::Throttle,
-            BlockdevDriver::Vdi => BlockdevAmendOptionsBranch::Vdi,
-            BlockdevDriver::Vhdx => BlockdevAmendOptionsBranch::Vhdx,
-            BlockdevDriver::Vmdk => BlockdevAmendOptionsBranch::Vmdk,
-            BlockdevDriver::Vpc => BlockdevAmendOptionsBranch::Vpc,
-            BlockdevDriver::Vvfat => BlockdevAmendOptionsBranch::Vvfat,
         };
         Ok(Self { driver })
     }
@@ -1106,7 +802,6 @@ impl QapiObject for BlockdevAmendOptions {
     fn write_members(&self, out: &mut Map<String, Value>) {
         put(out, "driver", &self.driver.kind());
         match &self.driver {
-            BlockdevAmendOptionsBranch::Luks(branch) => branch.write_members(out),
             BlockdevAmendOptionsBranch::Qcow2(branch) => branch.write_members(out),
             _ => {}
         }
@@ -1136,21 +831,20 @@ impl QapiObject for BlockdevCreateArgs {
     }
 }
 
-/// Arguments of `x-blockdev-amend`.
+/// `q_obj_x-blockdev-amend-arg` of the schema.
 #[derive(Debug, Clone, PartialEq)]
-pub struct XBlockdevAmendArgs {
-    /// id of the job
+pub struct XBlockdevAmendArg {
+    /// Member `job-id`.
     pub job_id: String,
-    /// the node
+    /// Member `node-name`.
     pub node_name: String,
-    /// the change
+    /// Member `options`.
     pub options: BlockdevAmendOptions,
-    /// allow what may make data unreadable, such as taking away the
-    /// last key (default: false)
+    /// Member `force`.
     pub force: Option<bool>,
 }
 
-impl QapiObject for XBlockdevAmendArgs {
+impl QapiObject for XBlockdevAmendArg {
     fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
         Ok(Self {
             job_id: members.required("job-id")?,
@@ -1174,12 +868,6 @@ pub trait BlockCreateCommands<C>: Send + Sync + 'static {
     /// file must be there already.  The job finalizes itself and waits to
     /// be dismissed.
     fn blockdev_create(&self, context: Arc<C>, arguments: BlockdevCreateArgs) -> impl Future<Output = Result<(), QmpError>> + Send;
-
-    /// Starts a job that changes an image's options.  The job finalizes
-    /// itself and waits to be dismissed.
-    ///
-    /// Feature: `unstable`.
-    fn x_blockdev_amend(&self, context: Arc<C>, arguments: XBlockdevAmendArgs) -> impl Future<Output = Result<(), QmpError>> + Send;
 }
 
 /// Enters the commands of schema module `block-create` into a table.
@@ -1193,11 +881,5 @@ where
     table.add(spec, move |context, arguments: BlockdevCreateArgs| {
         let handler = Arc::clone(&shared);
         async move { handler.blockdev_create(context, arguments).await }
-    });
-    let spec = CommandSpec { name: "x-blockdev-amend", allow_oob: false, allow_preconfig: true, success_response: true, coroutine: false, features: &["unstable"] };
-    let shared = Arc::clone(&handler);
-    table.add(spec, move |context, arguments: XBlockdevAmendArgs| {
-        let handler = Arc::clone(&shared);
-        async move { handler.x_blockdev_amend(context, arguments).await }
     });
 }

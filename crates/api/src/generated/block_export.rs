@@ -151,10 +151,6 @@ pub struct BlockExportOptionsNbd {
     /// text shown to clients that list the exports, at most
     /// 4096 bytes
     pub description: Option<String>,
-    /// bitmaps that clients may read, as meta contexts
-    /// ``qemu:dirty-bitmap:NAME``; on the node itself or in its backing
-    /// chain
-    pub bitmaps: Option<Vec<BlockDirtyBitmapOrStr>>,
     /// offer the meta context ``qemu:allocation-depth``
     /// (default: false)
     pub allocation_depth: Option<bool>,
@@ -165,7 +161,6 @@ impl QapiObject for BlockExportOptionsNbd {
         Ok(Self {
             name: members.optional("name")?,
             description: members.optional("description")?,
-            bitmaps: members.optional("bitmaps")?,
             allocation_depth: members.optional("allocation-depth")?,
         })
     }
@@ -173,7 +168,6 @@ impl QapiObject for BlockExportOptionsNbd {
     fn write_members(&self, out: &mut Map<String, Value>) {
         put_optional(out, "name", &self.name);
         put_optional(out, "description", &self.description);
-        put_optional(out, "bitmaps", &self.bitmaps);
         put_optional(out, "allocation-depth", &self.allocation_depth);
     }
 }
@@ -299,8 +293,6 @@ pub struct NbdServerAddOptions {
     pub device: String,
     /// whether clients may write (default: false)
     pub writable: Option<bool>,
-    /// one bitmap that clients may read
-    pub bitmap: Option<String>,
 }
 
 impl QapiObject for NbdServerAddOptions {
@@ -310,7 +302,6 @@ impl QapiObject for NbdServerAddOptions {
             description: members.optional("description")?,
             device: members.required("device")?,
             writable: members.optional("writable")?,
-            bitmap: members.optional("bitmap")?,
         })
     }
 
@@ -319,7 +310,6 @@ impl QapiObject for NbdServerAddOptions {
         put_optional(out, "description", &self.description);
         put(out, "device", &self.device);
         put_optional(out, "writable", &self.writable);
-        put_optional(out, "bitmap", &self.bitmap);
     }
 }
 
@@ -338,12 +328,6 @@ qapi_enum! {
     BlockExportType {
         /// over the network block device protocol
         Nbd = "nbd",
-        /// as a vhost-user block device
-        VhostUserBlk = "vhost-user-blk",
-        /// as a file, through FUSE
-        Fuse = "fuse",
-        /// as a vDPA block device, through VDUSE
-        VduseBlk = "vduse-blk",
     }
 }
 
@@ -367,9 +351,6 @@ pub struct BlockExportOptions {
     /// make every write durable before it is answered
     /// (default: false)
     pub writethrough: Option<bool>,
-    /// accept an inactive node and let clients get errors
-    /// until it is activated (default: false)
-    pub allow_inactive: Option<bool>,
 }
 
 /// What `type` of [`BlockExportOptions`] selects.
@@ -377,12 +358,6 @@ pub struct BlockExportOptions {
 pub enum BlockExportOptionsBranch {
     /// [`BlockExportType::Nbd`].
     Nbd(Box<BlockExportOptionsNbd>),
-    /// [`BlockExportType::VhostUserBlk`].
-    VhostUserBlk(Box<BlockExportOptionsVhostUserBlk>),
-    /// [`BlockExportType::Fuse`].
-    Fuse(Box<BlockExportOptionsFuse>),
-    /// [`BlockExportType::VduseBlk`].
-    VduseBlk(Box<BlockExportOptionsVduseBlk>),
 }
 
 impl BlockExportOptionsBranch {
@@ -390,9 +365,6 @@ impl BlockExportOptionsBranch {
     pub fn kind(&self) -> BlockExportType {
         match self {
             Self::Nbd(_) => BlockExportType::Nbd,
-            Self::VhostUserBlk(_) => BlockExportType::VhostUserBlk,
-            Self::Fuse(_) => BlockExportType::Fuse,
-            Self::VduseBlk(_) => BlockExportType::VduseBlk,
         }
     }
 }
@@ -406,14 +378,10 @@ impl QapiObject for BlockExportOptions {
         let node_name = members.required("node-name")?;
         let writable = members.optional("writable")?;
         let writethrough = members.optional("writethrough")?;
-        let allow_inactive = members.optional("allow-inactive")?;
         let r#type = match r#type {
             BlockExportType::Nbd => BlockExportOptionsBranch::Nbd(Box::new(QapiObject::read_members(members)?)),
-            BlockExportType::VhostUserBlk => BlockExportOptionsBranch::VhostUserBlk(Box::new(QapiObject::read_members(members)?)),
-            BlockExportType::Fuse => BlockExportOptionsBranch::Fuse(Box::new(QapiObject::read_members(members)?)),
-            BlockExportType::VduseBlk => BlockExportOptionsBranch::VduseBlk(Box::new(QapiObject::read_members(members)?)),
         };
-        Ok(Self { r#type, id, fixed_iothread, iothread, node_name, writable, writethrough, allow_inactive })
+        Ok(Self { r#type, id, fixed_iothread, iothread, node_name, writable, writethrough })
     }
 
     fn write_members(&self, out: &mut Map<String, Value>) {
@@ -424,12 +392,8 @@ impl QapiObject for BlockExportOptions {
         put(out, "node-name", &self.node_name);
         put_optional(out, "writable", &self.writable);
         put_optional(out, "writethrough", &self.writethrough);
-        put_optional(out, "allow-inactive", &self.allow_inactive);
         match &self.r#type {
             BlockExportOptionsBranch::Nbd(branch) => branch.write_members(out),
-            BlockExportOptionsBranch::VhostUserBlk(branch) => branch.write_members(out),
-            BlockExportOptionsBranch::Fuse(branch) => branch.write_members(out),
-            BlockExportOptionsBranch::VduseBlk(branch) => branch.write_members(out),
         }
     }
 }

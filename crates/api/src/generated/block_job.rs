@@ -680,44 +680,38 @@ qapi_enum! {
     }
 }
 
-/// Arguments of `block-commit`.
+/// `q_obj_block-commit-arg` of the schema.
 #[derive(Debug, Clone, PartialEq)]
-pub struct BlockCommitArgs {
-    /// id of the job (default: name of `device`)
+pub struct BlockCommitArg {
+    /// Member `job-id`.
     pub job_id: Option<String>,
-    /// the device, or topmost node, of the chain
+    /// Member `device`.
     pub device: String,
-    /// node to write into (default: the lowest of the chain)
+    /// Member `base-node`.
     pub base_node: Option<String>,
-    /// the same by file name, as the image above it has it
+    /// Member `base`.
     pub base: Option<String>,
-    /// node whose data is the highest to be written down
-    /// (default: the topmost)
+    /// Member `top-node`.
     pub top_node: Option<String>,
-    /// the same by file name
+    /// Member `top`.
     pub top: Option<String>,
-    /// name of the backing file to write into the image
-    /// above `top-node`; it is not checked (default: made up from the
-    /// nodes)
+    /// Member `backing-file`.
     pub backing_file: Option<String>,
-    /// write ``raw`` as backing format where it
-    /// would be the name of a protocol (default: false)
+    /// Member `backing-mask-protocol`.
     pub backing_mask_protocol: Option<bool>,
-    /// limit in bytes per second; 0 for none (default: 0)
+    /// Member `speed`.
     pub speed: Option<i64>,
-    /// what to do when a request fails; ignore does the same as
-    /// report (default: report)
+    /// Member `on-error`.
     pub on_error: Option<BlockdevOnError>,
-    /// node name of the filter put in above `top-node`
-    /// while the job runs (default: made up)
+    /// Member `filter-node-name`.
     pub filter_node_name: Option<String>,
-    /// finalize without being told (default: true)
+    /// Member `auto-finalize`.
     pub auto_finalize: Option<bool>,
-    /// dismiss without being told (default: true)
+    /// Member `auto-dismiss`.
     pub auto_dismiss: Option<bool>,
 }
 
-impl QapiObject for BlockCommitArgs {
+impl QapiObject for BlockCommitArg {
     fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
         Ok(Self {
             job_id: members.optional("job-id")?,
@@ -753,45 +747,40 @@ impl QapiObject for BlockCommitArgs {
     }
 }
 
-/// Arguments of `blockdev-mirror`.
+/// `q_obj_blockdev-mirror-arg` of the schema.
 #[derive(Debug, Clone, PartialEq)]
-pub struct BlockdevMirrorArgs {
-    /// id of the job (default: name of `device`)
+pub struct BlockdevMirrorArg {
+    /// Member `job-id`.
     pub job_id: Option<String>,
-    /// device or topmost node to copy
+    /// Member `device`.
     pub device: String,
-    /// node to copy to; at least as large as the source
+    /// Member `target`.
     pub target: String,
-    /// node that the target replaces in the end (default: the
-    /// source)
+    /// Member `replaces`.
     pub replaces: Option<String>,
-    /// which data to copy: full, top or none
+    /// Member `sync`.
     pub sync: MirrorSyncMode,
-    /// limit in bytes per second; 0 for none (default: 0)
+    /// Member `speed`.
     pub speed: Option<i64>,
-    /// unit of copying in bytes, a power of two from 512 to
-    /// 64 MiB (default: the target's cluster size, kept between 4 KiB
-    /// and 64 KiB; 64 KiB where there are no clusters)
+    /// Member `granularity`.
     pub granularity: Option<u32>,
-    /// bytes in flight at most; 0 for the default (default: 16
-    /// MiB)
+    /// Member `buf-size`.
     pub buf_size: Option<i64>,
-    /// what to do when a read fails (default: report)
+    /// Member `on-source-error`.
     pub on_source_error: Option<BlockdevOnError>,
-    /// what to do when a write fails (default: report)
+    /// Member `on-target-error`.
     pub on_target_error: Option<BlockdevOnError>,
-    /// node name of the filter put in above the source
-    /// while the job runs (default: made up)
+    /// Member `filter-node-name`.
     pub filter_node_name: Option<String>,
-    /// when to copy new writes (default: background)
+    /// Member `copy-mode`.
     pub copy_mode: Option<MirrorCopyMode>,
-    /// finalize without being told (default: true)
+    /// Member `auto-finalize`.
     pub auto_finalize: Option<bool>,
-    /// dismiss without being told (default: true)
+    /// Member `auto-dismiss`.
     pub auto_dismiss: Option<bool>,
 }
 
-impl QapiObject for BlockdevMirrorArgs {
+impl QapiObject for BlockdevMirrorArg {
     fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
         Ok(Self {
             job_id: members.optional("job-id")?,
@@ -829,43 +818,36 @@ impl QapiObject for BlockdevMirrorArgs {
     }
 }
 
-/// Arguments of `block-stream`.
+/// `q_obj_block-stream-arg` of the schema.
 #[derive(Debug, Clone, PartialEq)]
-pub struct BlockStreamArgs {
-    /// id of the job (default: name of `device`)
+pub struct BlockStreamArg {
+    /// Member `job-id`.
     pub job_id: Option<String>,
-    /// device or node to copy into
+    /// Member `device`.
     pub device: String,
-    /// file name of the backing image that stays: nothing is copied
-    /// from it or from below it
+    /// Member `base`.
     pub base: Option<String>,
-    /// the same by node name
+    /// Member `base-node`.
     pub base_node: Option<String>,
-    /// name of the backing file to write into the image;
-    /// needs `base`, `base-node` or `bottom`; it is not checked (default:
-    /// made up from the nodes)
+    /// Member `backing-file`.
     pub backing_file: Option<String>,
-    /// write ``raw`` as backing format where it
-    /// would be the name of a protocol (default: false)
+    /// Member `backing-mask-protocol`.
     pub backing_mask_protocol: Option<bool>,
-    /// lowest node to copy from; stays valid when nodes below it
-    /// change
+    /// Member `bottom`.
     pub bottom: Option<String>,
-    /// limit in bytes per second; 0 for none (default: 0)
+    /// Member `speed`.
     pub speed: Option<i64>,
-    /// what to do when a request fails; stop and enospc need a
-    /// device whose errors can stop it (default: report)
+    /// Member `on-error`.
     pub on_error: Option<BlockdevOnError>,
-    /// node name of the filter put in above `device`
-    /// while the job runs (default: made up)
+    /// Member `filter-node-name`.
     pub filter_node_name: Option<String>,
-    /// finalize without being told (default: true)
+    /// Member `auto-finalize`.
     pub auto_finalize: Option<bool>,
-    /// dismiss without being told (default: true)
+    /// Member `auto-dismiss`.
     pub auto_dismiss: Option<bool>,
 }
 
-impl QapiObject for BlockStreamArgs {
+impl QapiObject for BlockStreamArg {
     fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
         Ok(Self {
             job_id: members.optional("job-id")?,
@@ -899,16 +881,16 @@ impl QapiObject for BlockStreamArgs {
     }
 }
 
-/// Arguments of `block-job-set-speed`.
+/// `q_obj_block-job-set-speed-arg` of the schema.
 #[derive(Debug, Clone, PartialEq)]
-pub struct BlockJobSetSpeedArgs {
-    /// the job's id
+pub struct BlockJobSetSpeedArg {
+    /// Member `device`.
     pub device: String,
-    /// limit in bytes per second, 0 or more; 0 for none
+    /// Member `speed`.
     pub speed: i64,
 }
 
-impl QapiObject for BlockJobSetSpeedArgs {
+impl QapiObject for BlockJobSetSpeedArg {
     fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
         Ok(Self {
             device: members.required("device")?,
@@ -922,17 +904,16 @@ impl QapiObject for BlockJobSetSpeedArgs {
     }
 }
 
-/// Arguments of `block-job-cancel`.
+/// `q_obj_block-job-cancel-arg` of the schema.
 #[derive(Debug, Clone, PartialEq)]
-pub struct BlockJobCancelArgs {
-    /// the job's id
+pub struct BlockJobCancelArg {
+    /// Member `device`.
     pub device: String,
-    /// stop even a mirror that is ready at once, and one that is
-    /// paused (default: false)
+    /// Member `force`.
     pub force: Option<bool>,
 }
 
-impl QapiObject for BlockJobCancelArgs {
+impl QapiObject for BlockJobCancelArg {
     fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
         Ok(Self {
             device: members.required("device")?,
@@ -946,14 +927,14 @@ impl QapiObject for BlockJobCancelArgs {
     }
 }
 
-/// Arguments of `block-job-pause`.
+/// `q_obj_block-job-pause-arg` of the schema.
 #[derive(Debug, Clone, PartialEq)]
-pub struct BlockJobPauseArgs {
-    /// the job's id
+pub struct BlockJobPauseArg {
+    /// Member `device`.
     pub device: String,
 }
 
-impl QapiObject for BlockJobPauseArgs {
+impl QapiObject for BlockJobPauseArg {
     fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
         Ok(Self {
             device: members.required("device")?,
@@ -965,14 +946,14 @@ impl QapiObject for BlockJobPauseArgs {
     }
 }
 
-/// Arguments of `block-job-resume`.
+/// `q_obj_block-job-resume-arg` of the schema.
 #[derive(Debug, Clone, PartialEq)]
-pub struct BlockJobResumeArgs {
-    /// the job's id
+pub struct BlockJobResumeArg {
+    /// Member `device`.
     pub device: String,
 }
 
-impl QapiObject for BlockJobResumeArgs {
+impl QapiObject for BlockJobResumeArg {
     fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
         Ok(Self {
             device: members.required("device")?,
@@ -984,14 +965,14 @@ impl QapiObject for BlockJobResumeArgs {
     }
 }
 
-/// Arguments of `block-job-complete`.
+/// `q_obj_block-job-complete-arg` of the schema.
 #[derive(Debug, Clone, PartialEq)]
-pub struct BlockJobCompleteArgs {
-    /// the job's id
+pub struct BlockJobCompleteArg {
+    /// Member `device`.
     pub device: String,
 }
 
-impl QapiObject for BlockJobCompleteArgs {
+impl QapiObject for BlockJobCompleteArg {
     fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
         Ok(Self {
             device: members.required("device")?,
@@ -1003,14 +984,14 @@ impl QapiObject for BlockJobCompleteArgs {
     }
 }
 
-/// Arguments of `block-job-dismiss`.
+/// `q_obj_block-job-dismiss-arg` of the schema.
 #[derive(Debug, Clone, PartialEq)]
-pub struct BlockJobDismissArgs {
-    /// the job's id
+pub struct BlockJobDismissArg {
+    /// Member `id`.
     pub id: String,
 }
 
-impl QapiObject for BlockJobDismissArgs {
+impl QapiObject for BlockJobDismissArg {
     fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
         Ok(Self {
             id: members.required("id")?,
@@ -1022,14 +1003,14 @@ impl QapiObject for BlockJobDismissArgs {
     }
 }
 
-/// Arguments of `block-job-finalize`.
+/// `q_obj_block-job-finalize-arg` of the schema.
 #[derive(Debug, Clone, PartialEq)]
-pub struct BlockJobFinalizeArgs {
-    /// the job's id
+pub struct BlockJobFinalizeArg {
+    /// Member `id`.
     pub id: String,
 }
 
-impl QapiObject for BlockJobFinalizeArgs {
+impl QapiObject for BlockJobFinalizeArg {
     fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
         Ok(Self {
             id: members.required("id")?,
@@ -1041,24 +1022,24 @@ impl QapiObject for BlockJobFinalizeArgs {
     }
 }
 
-/// Data of `BLOCK_JOB_COMPLETED`.
+/// `q_obj_BLOCK_JOB_COMPLETED-arg` of the schema.
 #[derive(Debug, Clone, PartialEq)]
-pub struct BlockJobCompletedEvent {
-    /// what it did
+pub struct BLOCKJOBCOMPLETEDArg {
+    /// Member `type`.
     pub r#type: JobType,
-    /// the job's id
+    /// Member `device`.
     pub device: String,
-    /// its whole work
+    /// Member `len`.
     pub len: i64,
-    /// work done; equals `len` if all went well
+    /// Member `offset`.
     pub offset: i64,
-    /// its limit in bytes per second; 0 for none
+    /// Member `speed`.
     pub speed: i64,
-    /// why it failed; absent if all went well
+    /// Member `error`.
     pub error: Option<String>,
 }
 
-impl QapiObject for BlockJobCompletedEvent {
+impl QapiObject for BLOCKJOBCOMPLETEDArg {
     fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
         Ok(Self {
             r#type: members.required("type")?,
@@ -1080,22 +1061,22 @@ impl QapiObject for BlockJobCompletedEvent {
     }
 }
 
-/// Data of `BLOCK_JOB_CANCELLED`.
+/// `q_obj_BLOCK_JOB_CANCELLED-arg` of the schema.
 #[derive(Debug, Clone, PartialEq)]
-pub struct BlockJobCancelledEvent {
-    /// what it did
+pub struct BLOCKJOBCANCELLEDArg {
+    /// Member `type`.
     pub r#type: JobType,
-    /// the job's id
+    /// Member `device`.
     pub device: String,
-    /// its whole work
+    /// Member `len`.
     pub len: i64,
-    /// work done
+    /// Member `offset`.
     pub offset: i64,
-    /// its limit in bytes per second; 0 for none
+    /// Member `speed`.
     pub speed: i64,
 }
 
-impl QapiObject for BlockJobCancelledEvent {
+impl QapiObject for BLOCKJOBCANCELLEDArg {
     fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
         Ok(Self {
             r#type: members.required("type")?,
@@ -1115,18 +1096,18 @@ impl QapiObject for BlockJobCancelledEvent {
     }
 }
 
-/// Data of `BLOCK_JOB_ERROR`.
+/// `q_obj_BLOCK_JOB_ERROR-arg` of the schema.
 #[derive(Debug, Clone, PartialEq)]
-pub struct BlockJobErrorEvent {
-    /// the job's id
+pub struct BLOCKJOBERRORArg {
+    /// Member `device`.
     pub device: String,
-    /// what failed
+    /// Member `operation`.
     pub operation: IoOperationType,
-    /// what was done about it
+    /// Member `action`.
     pub action: BlockErrorAction,
 }
 
-impl QapiObject for BlockJobErrorEvent {
+impl QapiObject for BLOCKJOBERRORArg {
     fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
         Ok(Self {
             device: members.required("device")?,
@@ -1142,22 +1123,22 @@ impl QapiObject for BlockJobErrorEvent {
     }
 }
 
-/// Data of `BLOCK_JOB_READY`.
+/// `q_obj_BLOCK_JOB_READY-arg` of the schema.
 #[derive(Debug, Clone, PartialEq)]
-pub struct BlockJobReadyEvent {
-    /// what it does
+pub struct BLOCKJOBREADYArg {
+    /// Member `type`.
     pub r#type: JobType,
-    /// the job's id
+    /// Member `device`.
     pub device: String,
-    /// its whole work
+    /// Member `len`.
     pub len: i64,
-    /// work done; equals `len`
+    /// Member `offset`.
     pub offset: i64,
-    /// its limit in bytes per second; 0 for none
+    /// Member `speed`.
     pub speed: i64,
 }
 
-impl QapiObject for BlockJobReadyEvent {
+impl QapiObject for BLOCKJOBREADYArg {
     fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
         Ok(Self {
             r#type: members.required("type")?,
@@ -1177,16 +1158,16 @@ impl QapiObject for BlockJobReadyEvent {
     }
 }
 
-/// Data of `BLOCK_JOB_PENDING`.
+/// `q_obj_BLOCK_JOB_PENDING-arg` of the schema.
 #[derive(Debug, Clone, PartialEq)]
-pub struct BlockJobPendingEvent {
-    /// what it does
+pub struct BLOCKJOBPENDINGArg {
+    /// Member `type`.
     pub r#type: JobType,
-    /// the job's id
+    /// Member `id`.
     pub id: String,
 }
 
-impl QapiObject for BlockJobPendingEvent {
+impl QapiObject for BLOCKJOBPENDINGArg {
     fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
         Ok(Self {
             r#type: members.required("type")?,
@@ -1198,163 +1179,4 @@ impl QapiObject for BlockJobPendingEvent {
         put(out, "type", &self.r#type);
         put(out, "id", &self.id);
     }
-}
-
-/// The handlers of the commands of schema module `block-job`. `C` is what a monitor tells them of the caller.
-pub trait BlockJobCommands<C>: Send + Sync + 'static {
-    /// Lists the jobs on block devices.
-    fn query_block_jobs(&self, context: Arc<C>) -> impl Future<Output = Result<Vec<BlockJobInfo>, QmpError>> + Send;
-
-    /// Writes the data of one or more images down into an image below them,
-    /// which then stands for all of them.  When the topmost image is among
-    /// them and in use, the job becomes ready and waits for job-complete.
-    /// The lower image grows if it is too small.
-    fn block_commit(&self, context: Arc<C>, arguments: BlockCommitArgs) -> impl Future<Output = Result<(), QmpError>> + Send;
-
-    /// Copies a device, as it is when the job begins, to a new or existing
-    /// file.
-    ///
-    /// Feature: `deprecated`.
-    fn drive_backup(&self, context: Arc<C>, arguments: DriveBackup) -> impl Future<Output = Result<(), QmpError>> + Send;
-
-    /// Copies a device or node, as it is when the job begins, to another
-    /// node.
-    fn blockdev_backup(&self, context: Arc<C>, arguments: BlockdevBackup) -> impl Future<Output = Result<(), QmpError>> + Send;
-
-    /// Copies a device to a file and keeps both equal until told to
-    /// complete or cancel.
-    fn drive_mirror(&self, context: Arc<C>, arguments: DriveMirror) -> impl Future<Output = Result<(), QmpError>> + Send;
-
-    /// Copies a device or node to another node and keeps both equal until
-    /// told to complete or cancel.
-    fn blockdev_mirror(&self, context: Arc<C>, arguments: BlockdevMirrorArgs) -> impl Future<Output = Result<(), QmpError>> + Send;
-
-    /// Copies data from backing images up into an image, which then no
-    /// longer needs them.  Give at most one of `base`, `base-node` and
-    /// `bottom`; without them the image becomes independent of all.
-    fn block_stream(&self, context: Arc<C>, arguments: BlockStreamArgs) -> impl Future<Output = Result<(), QmpError>> + Send;
-
-    /// Limits the speed of a job.
-    fn block_job_set_speed(&self, context: Arc<C>, arguments: BlockJobSetSpeedArgs) -> impl Future<Output = Result<(), QmpError>> + Send;
-
-    /// Stops a job.  The reply comes at once; BLOCK_JOB_CANCELLED says when
-    /// it has stopped.  A mirror that is ready ends well instead, with
-    /// source and target being equal at that moment, unless `force` is true.
-    fn block_job_cancel(&self, context: Arc<C>, arguments: BlockJobCancelArgs) -> impl Future<Output = Result<(), QmpError>> + Send;
-
-    /// Asks a job to pause; see job-pause.
-    fn block_job_pause(&self, context: Arc<C>, arguments: BlockJobPauseArgs) -> impl Future<Output = Result<(), QmpError>> + Send;
-
-    /// Lets a paused job go on, and clears its state after errors.
-    fn block_job_resume(&self, context: Arc<C>, arguments: BlockJobResumeArgs) -> impl Future<Output = Result<(), QmpError>> + Send;
-
-    /// Tells a job that is ready to finish; see job-complete.
-    fn block_job_complete(&self, context: Arc<C>, arguments: BlockJobCompleteArgs) -> impl Future<Output = Result<(), QmpError>> + Send;
-
-    /// Forgets a job that has concluded; see job-dismiss.
-    fn block_job_dismiss(&self, context: Arc<C>, arguments: BlockJobDismissArgs) -> impl Future<Output = Result<(), QmpError>> + Send;
-
-    /// Lets a pending job make its last changes; see job-finalize.
-    fn block_job_finalize(&self, context: Arc<C>, arguments: BlockJobFinalizeArgs) -> impl Future<Output = Result<(), QmpError>> + Send;
-
-    /// Changes the options of a job that runs.
-    fn block_job_change(&self, context: Arc<C>, arguments: BlockJobChangeOptions) -> impl Future<Output = Result<(), QmpError>> + Send;
-}
-
-/// Enters the commands of schema module `block-job` into a table.
-pub fn register_block_job<C, H>(table: &mut CommandTable<C>, handler: Arc<H>)
-where
-    C: Send + Sync + 'static,
-    H: BlockJobCommands<C>,
-{
-    let spec = CommandSpec { name: "query-block-jobs", allow_oob: false, allow_preconfig: true, success_response: true, coroutine: false, features: &[] };
-    let shared = Arc::clone(&handler);
-    table.add(spec, move |context, _arguments: NoArguments| {
-        let handler = Arc::clone(&shared);
-        async move { handler.query_block_jobs(context).await }
-    });
-    let spec = CommandSpec { name: "block-commit", allow_oob: false, allow_preconfig: true, success_response: true, coroutine: false, features: &[] };
-    let shared = Arc::clone(&handler);
-    table.add(spec, move |context, arguments: BlockCommitArgs| {
-        let handler = Arc::clone(&shared);
-        async move { handler.block_commit(context, arguments).await }
-    });
-    let spec = CommandSpec { name: "drive-backup", allow_oob: false, allow_preconfig: true, success_response: true, coroutine: false, features: &["deprecated"] };
-    let shared = Arc::clone(&handler);
-    table.add(spec, move |context, arguments: DriveBackup| {
-        let handler = Arc::clone(&shared);
-        async move { handler.drive_backup(context, arguments).await }
-    });
-    let spec = CommandSpec { name: "blockdev-backup", allow_oob: false, allow_preconfig: true, success_response: true, coroutine: false, features: &[] };
-    let shared = Arc::clone(&handler);
-    table.add(spec, move |context, arguments: BlockdevBackup| {
-        let handler = Arc::clone(&shared);
-        async move { handler.blockdev_backup(context, arguments).await }
-    });
-    let spec = CommandSpec { name: "drive-mirror", allow_oob: false, allow_preconfig: true, success_response: true, coroutine: false, features: &[] };
-    let shared = Arc::clone(&handler);
-    table.add(spec, move |context, arguments: DriveMirror| {
-        let handler = Arc::clone(&shared);
-        async move { handler.drive_mirror(context, arguments).await }
-    });
-    let spec = CommandSpec { name: "blockdev-mirror", allow_oob: false, allow_preconfig: true, success_response: true, coroutine: false, features: &[] };
-    let shared = Arc::clone(&handler);
-    table.add(spec, move |context, arguments: BlockdevMirrorArgs| {
-        let handler = Arc::clone(&shared);
-        async move { handler.blockdev_mirror(context, arguments).await }
-    });
-    let spec = CommandSpec { name: "block-stream", allow_oob: false, allow_preconfig: true, success_response: true, coroutine: false, features: &[] };
-    let shared = Arc::clone(&handler);
-    table.add(spec, move |context, arguments: BlockStreamArgs| {
-        let handler = Arc::clone(&shared);
-        async move { handler.block_stream(context, arguments).await }
-    });
-    let spec = CommandSpec { name: "block-job-set-speed", allow_oob: false, allow_preconfig: true, success_response: true, coroutine: false, features: &[] };
-    let shared = Arc::clone(&handler);
-    table.add(spec, move |context, arguments: BlockJobSetSpeedArgs| {
-        let handler = Arc::clone(&shared);
-        async move { handler.block_job_set_speed(context, arguments).await }
-    });
-    let spec = CommandSpec { name: "block-job-cancel", allow_oob: false, allow_preconfig: true, success_response: true, coroutine: false, features: &[] };
-    let shared = Arc::clone(&handler);
-    table.add(spec, move |context, arguments: BlockJobCancelArgs| {
-        let handler = Arc::clone(&shared);
-        async move { handler.block_job_cancel(context, arguments).await }
-    });
-    let spec = CommandSpec { name: "block-job-pause", allow_oob: false, allow_preconfig: true, success_response: true, coroutine: false, features: &[] };
-    let shared = Arc::clone(&handler);
-    table.add(spec, move |context, arguments: BlockJobPauseArgs| {
-        let handler = Arc::clone(&shared);
-        async move { handler.block_job_pause(context, arguments).await }
-    });
-    let spec = CommandSpec { name: "block-job-resume", allow_oob: false, allow_preconfig: true, success_response: true, coroutine: false, features: &[] };
-    let shared = Arc::clone(&handler);
-    table.add(spec, move |context, arguments: BlockJobResumeArgs| {
-        let handler = Arc::clone(&shared);
-        async move { handler.block_job_resume(context, arguments).await }
-    });
-    let spec = CommandSpec { name: "block-job-complete", allow_oob: false, allow_preconfig: true, success_response: true, coroutine: false, features: &[] };
-    let shared = Arc::clone(&handler);
-    table.add(spec, move |context, arguments: BlockJobCompleteArgs| {
-        let handler = Arc::clone(&shared);
-        async move { handler.block_job_complete(context, arguments).await }
-    });
-    let spec = CommandSpec { name: "block-job-dismiss", allow_oob: false, allow_preconfig: true, success_response: true, coroutine: false, features: &[] };
-    let shared = Arc::clone(&handler);
-    table.add(spec, move |context, arguments: BlockJobDismissArgs| {
-        let handler = Arc::clone(&shared);
-        async move { handler.block_job_dismiss(context, arguments).await }
-    });
-    let spec = CommandSpec { name: "block-job-finalize", allow_oob: false, allow_preconfig: true, success_response: true, coroutine: false, features: &[] };
-    let shared = Arc::clone(&handler);
-    table.add(spec, move |context, arguments: BlockJobFinalizeArgs| {
-        let handler = Arc::clone(&shared);
-        async move { handler.block_job_finalize(context, arguments).await }
-    });
-    let spec = CommandSpec { name: "block-job-change", allow_oob: false, allow_preconfig: true, success_response: true, coroutine: false, features: &[] };
-    let shared = Arc::clone(&handler);
-    table.add(spec, move |context, arguments: BlockJobChangeOptions| {
-        let handler = Arc::clone(&shared);
-        async move { handler.block_job_change(context, arguments).await }
-    });
 }

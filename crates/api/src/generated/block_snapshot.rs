@@ -103,18 +103,18 @@ impl QapiObject for BlockdevSnapshotInternal {
     }
 }
 
-/// Arguments of `change-backing-file`.
+/// `q_obj_change-backing-file-arg` of the schema.
 #[derive(Debug, Clone, PartialEq)]
-pub struct ChangeBackingFileArgs {
-    /// the device, or topmost node, that the image belongs to
+pub struct ChangeBackingFileArg {
+    /// Member `device`.
     pub device: String,
-    /// the node of the image to change
+    /// Member `image-node-name`.
     pub image_node_name: String,
-    /// the name to write; it is not checked
+    /// Member `backing-file`.
     pub backing_file: String,
 }
 
-impl QapiObject for ChangeBackingFileArgs {
+impl QapiObject for ChangeBackingFileArg {
     fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
         Ok(Self {
             device: members.required("device")?,
@@ -130,18 +130,18 @@ impl QapiObject for ChangeBackingFileArgs {
     }
 }
 
-/// Arguments of `blockdev-snapshot-delete-internal-sync`.
+/// `q_obj_blockdev-snapshot-delete-internal-sync-arg` of the schema.
 #[derive(Debug, Clone, PartialEq)]
-pub struct BlockdevSnapshotDeleteInternalSyncArgs {
-    /// the device or its topmost node
+pub struct BlockdevSnapshotDeleteInternalSyncArg {
+    /// Member `device`.
     pub device: String,
-    /// number of the snapshot
+    /// Member `id`.
     pub id: Option<String>,
-    /// name of the snapshot
+    /// Member `name`.
     pub name: Option<String>,
 }
 
-impl QapiObject for BlockdevSnapshotDeleteInternalSyncArgs {
+impl QapiObject for BlockdevSnapshotDeleteInternalSyncArg {
     fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
         Ok(Self {
             device: members.required("device")?,
@@ -155,66 +155,4 @@ impl QapiObject for BlockdevSnapshotDeleteInternalSyncArgs {
         put_optional(out, "id", &self.id);
         put_optional(out, "name", &self.name);
     }
-}
-
-/// The handlers of the commands of schema module `block-snapshot`. `C` is what a monitor tells them of the caller.
-pub trait BlockSnapshotCommands<C>: Send + Sync + 'static {
-    /// Takes a snapshot: what is there now becomes the backing image of a
-    /// new overlay, which takes its place for all users.
-    fn blockdev_snapshot_sync(&self, context: Arc<C>, arguments: BlockdevSnapshotSync) -> impl Future<Output = Result<(), QmpError>> + Send;
-
-    /// Takes a snapshot: `node` becomes the backing node of `overlay`, which
-    /// takes its place for all users.
-    ///
-    /// Feature: `allow-write-only-overlay`.
-    fn blockdev_snapshot(&self, context: Arc<C>, arguments: BlockdevSnapshot) -> impl Future<Output = Result<(), QmpError>> + Send;
-
-    /// Changes the name of the backing file that is written in an image.
-    /// The nodes stay as they are.
-    fn change_backing_file(&self, context: Arc<C>, arguments: ChangeBackingFileArgs) -> impl Future<Output = Result<(), QmpError>> + Send;
-
-    /// Takes a snapshot inside the image.
-    fn blockdev_snapshot_internal_sync(&self, context: Arc<C>, arguments: BlockdevSnapshotInternal) -> impl Future<Output = Result<(), QmpError>> + Send;
-
-    /// Deletes a snapshot inside an image.  Give `id`, `name`, or both; with
-    /// both the snapshot must fit both.
-    fn blockdev_snapshot_delete_internal_sync(&self, context: Arc<C>, arguments: BlockdevSnapshotDeleteInternalSyncArgs) -> impl Future<Output = Result<SnapshotInfo, QmpError>> + Send;
-}
-
-/// Enters the commands of schema module `block-snapshot` into a table.
-pub fn register_block_snapshot<C, H>(table: &mut CommandTable<C>, handler: Arc<H>)
-where
-    C: Send + Sync + 'static,
-    H: BlockSnapshotCommands<C>,
-{
-    let spec = CommandSpec { name: "blockdev-snapshot-sync", allow_oob: false, allow_preconfig: true, success_response: true, coroutine: false, features: &[] };
-    let shared = Arc::clone(&handler);
-    table.add(spec, move |context, arguments: BlockdevSnapshotSync| {
-        let handler = Arc::clone(&shared);
-        async move { handler.blockdev_snapshot_sync(context, arguments).await }
-    });
-    let spec = CommandSpec { name: "blockdev-snapshot", allow_oob: false, allow_preconfig: true, success_response: true, coroutine: false, features: &["allow-write-only-overlay"] };
-    let shared = Arc::clone(&handler);
-    table.add(spec, move |context, arguments: BlockdevSnapshot| {
-        let handler = Arc::clone(&shared);
-        async move { handler.blockdev_snapshot(context, arguments).await }
-    });
-    let spec = CommandSpec { name: "change-backing-file", allow_oob: false, allow_preconfig: true, success_response: true, coroutine: false, features: &[] };
-    let shared = Arc::clone(&handler);
-    table.add(spec, move |context, arguments: ChangeBackingFileArgs| {
-        let handler = Arc::clone(&shared);
-        async move { handler.change_backing_file(context, arguments).await }
-    });
-    let spec = CommandSpec { name: "blockdev-snapshot-internal-sync", allow_oob: false, allow_preconfig: true, success_response: true, coroutine: false, features: &[] };
-    let shared = Arc::clone(&handler);
-    table.add(spec, move |context, arguments: BlockdevSnapshotInternal| {
-        let handler = Arc::clone(&shared);
-        async move { handler.blockdev_snapshot_internal_sync(context, arguments).await }
-    });
-    let spec = CommandSpec { name: "blockdev-snapshot-delete-internal-sync", allow_oob: false, allow_preconfig: true, success_response: true, coroutine: false, features: &[] };
-    let shared = Arc::clone(&handler);
-    table.add(spec, move |context, arguments: BlockdevSnapshotDeleteInternalSyncArgs| {
-        let handler = Arc::clone(&shared);
-        async move { handler.blockdev_snapshot_delete_internal_sync(context, arguments).await }
-    });
 }

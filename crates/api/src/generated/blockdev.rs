@@ -7,92 +7,18 @@ use super::prelude::*;
 qapi_enum! {
     /// Drivers of block nodes.
     BlockdevDriver {
-        /// filter that makes requests fail, for tests
-        Blkdebug = "blkdebug",
-        /// filter that logs writes in the format of
-        /// dm-log-writes
-        Blklogwrites = "blklogwrites",
-        /// filter for recording and replay of a machine
-        Blkreplay = "blkreplay",
-        /// compares an image with a raw copy, for tests
-        Blkverify = "blkverify",
-        /// images of Bochs; reading only
-        Bochs = "bochs",
-        /// compressed loop images; reading only
-        Cloop = "cloop",
-        /// filter that compresses what is written
-        Compress = "compress",
-        /// filter that saves old data before it is
-        /// overwritten
-        CopyBeforeWrite = "copy-before-write",
-        /// filter that stores what was read from a backing node
-        CopyOnRead = "copy-on-read",
-        /// disk images of macOS; reading only
-        Dmg = "dmg",
         /// file of the host
         File = "file",
-        /// the state that a copy-before-write node preserves
-        SnapshotAccess = "snapshot-access",
-        /// file on an FTP server; reading only
-        Ftp = "ftp",
-        /// file on an FTP server over TLS; reading only
-        Ftps = "ftps",
-        /// file on GlusterFS
-        Gluster = "gluster",
-        /// CD-ROM drive of the host
-        HostCdrom = "host_cdrom",
         /// block device of the host
         HostDevice = "host_device",
-        /// file on an HTTP server; reading only
-        Http = "http",
-        /// file on an HTTP server over TLS; reading only
-        Https = "https",
-        /// logical unit of an iSCSI target
-        Iscsi = "iscsi",
-        /// LUKS volume
-        Luks = "luks",
-        /// export of an NBD server
-        Nbd = "nbd",
-        /// file on an NFS server
-        Nfs = "nfs",
         /// reads anything, forgets writes; asynchronous
         NullAio = "null-aio",
         /// reads anything, forgets writes
         NullCo = "null-co",
-        /// NVMe device, driven from user space
-        Nvme = "nvme",
-        /// images of Parallels
-        Parallels = "parallels",
-        /// filter that makes a file grow in big steps
-        Preallocate = "preallocate",
-        /// the first version of qcow
-        Qcow = "qcow",
         /// qcow versions 2 and 3
         Qcow2 = "qcow2",
-        /// QEMU enhanced disk
-        Qed = "qed",
-        /// several copies, with a vote on what is right
-        Quorum = "quorum",
         /// a plain image, or part of one
         Raw = "raw",
-        /// image in a Ceph cluster
-        Rbd = "rbd",
-        /// replication for COLO
-        Replication = "replication",
-        /// file on a host reached by SSH
-        Ssh = "ssh",
-        /// filter that limits bandwidth and request rate
-        Throttle = "throttle",
-        /// images of VirtualBox
-        Vdi = "vdi",
-        /// images of Hyper-V
-        Vhdx = "vhdx",
-        /// images of VMware
-        Vmdk = "vmdk",
-        /// images of Virtual PC (VHD)
-        Vpc = "vpc",
-        /// folder of the host shown as a FAT file system
-        Vvfat = "vvfat",
     }
 }
 
@@ -708,8 +634,6 @@ pub struct BlockdevOptionsQcow2 {
     /// seconds after which unused cache entries are
     /// dropped; 0 for never (default: 600)
     pub cache_clean_interval: Option<i64>,
-    /// how to open it; required if it is encrypted
-    pub encrypt: Option<BlockdevQcow2Encryption>,
     /// node that holds the external data file (default: what
     /// the image says)
     pub data_file: Option<BlockdevRef>,
@@ -731,7 +655,6 @@ impl QapiObject for BlockdevOptionsQcow2 {
             l2_cache_entry_size: members.optional("l2-cache-entry-size")?,
             refcount_cache_size: members.optional("refcount-cache-size")?,
             cache_clean_interval: members.optional("cache-clean-interval")?,
-            encrypt: members.optional("encrypt")?,
             data_file: members.optional("data-file")?,
         })
     }
@@ -750,7 +673,6 @@ impl QapiObject for BlockdevOptionsQcow2 {
         put_optional(out, "l2-cache-entry-size", &self.l2_cache_entry_size);
         put_optional(out, "refcount-cache-size", &self.refcount_cache_size);
         put_optional(out, "cache-clean-interval", &self.cache_clean_interval);
-        put_optional(out, "encrypt", &self.encrypt);
         put_optional(out, "data-file", &self.data_file);
     }
 }
@@ -980,10 +902,6 @@ pub struct BlockdevOptions {
     pub discard: Option<BlockdevDiscardOptions>,
     /// how to cache
     pub cache: Option<BlockdevCacheOptions>,
-    /// whether it is active from the start; an inactive node does
-    /// no I/O until blockdev-set-active (default: true, except while a
-    /// machine waits to move here)
-    pub active: Option<bool>,
     /// open for reading only (default: as the node that uses
     /// it, otherwise false)
     pub read_only: Option<bool>,
@@ -1000,138 +918,30 @@ pub struct BlockdevOptions {
 /// What `driver` of [`BlockdevOptions`] selects.
 #[derive(Debug, Clone, PartialEq)]
 pub enum BlockdevOptionsBranch {
-    /// [`BlockdevDriver::Blkdebug`].
-    Blkdebug(Box<BlockdevOptionsBlkdebug>),
-    /// [`BlockdevDriver::Blklogwrites`].
-    Blklogwrites(Box<BlockdevOptionsBlklogwrites>),
-    /// [`BlockdevDriver::Blkreplay`].
-    Blkreplay(Box<BlockdevOptionsBlkreplay>),
-    /// [`BlockdevDriver::Blkverify`].
-    Blkverify(Box<BlockdevOptionsBlkverify>),
-    /// [`BlockdevDriver::Bochs`].
-    Bochs(Box<BlockdevOptionsGenericFormat>),
-    /// [`BlockdevDriver::Cloop`].
-    Cloop(Box<BlockdevOptionsGenericFormat>),
-    /// [`BlockdevDriver::Compress`].
-    Compress(Box<BlockdevOptionsGenericFormat>),
-    /// [`BlockdevDriver::CopyBeforeWrite`].
-    CopyBeforeWrite(Box<BlockdevOptionsCbw>),
-    /// [`BlockdevDriver::CopyOnRead`].
-    CopyOnRead(Box<BlockdevOptionsCor>),
-    /// [`BlockdevDriver::Dmg`].
-    Dmg(Box<BlockdevOptionsGenericFormat>),
     /// [`BlockdevDriver::File`].
     File(Box<BlockdevOptionsFile>),
-    /// [`BlockdevDriver::SnapshotAccess`].
-    SnapshotAccess(Box<BlockdevOptionsGenericFormat>),
-    /// [`BlockdevDriver::Ftp`].
-    Ftp(Box<BlockdevOptionsCurlFtp>),
-    /// [`BlockdevDriver::Ftps`].
-    Ftps(Box<BlockdevOptionsCurlFtps>),
-    /// [`BlockdevDriver::Gluster`].
-    Gluster(Box<BlockdevOptionsGluster>),
-    /// [`BlockdevDriver::HostCdrom`].
-    HostCdrom(Box<BlockdevOptionsFile>),
     /// [`BlockdevDriver::HostDevice`].
     HostDevice(Box<BlockdevOptionsFile>),
-    /// [`BlockdevDriver::Http`].
-    Http(Box<BlockdevOptionsCurlHttp>),
-    /// [`BlockdevDriver::Https`].
-    Https(Box<BlockdevOptionsCurlHttps>),
-    /// [`BlockdevDriver::Iscsi`].
-    Iscsi(Box<BlockdevOptionsIscsi>),
-    /// [`BlockdevDriver::Luks`].
-    Luks(Box<BlockdevOptionsLUKS>),
-    /// [`BlockdevDriver::Nbd`].
-    Nbd(Box<BlockdevOptionsNbd>),
-    /// [`BlockdevDriver::Nfs`].
-    Nfs(Box<BlockdevOptionsNfs>),
     /// [`BlockdevDriver::NullAio`].
     NullAio(Box<BlockdevOptionsNull>),
     /// [`BlockdevDriver::NullCo`].
     NullCo(Box<BlockdevOptionsNull>),
-    /// [`BlockdevDriver::Nvme`].
-    Nvme(Box<BlockdevOptionsNVMe>),
-    /// [`BlockdevDriver::Parallels`].
-    Parallels(Box<BlockdevOptionsGenericFormat>),
-    /// [`BlockdevDriver::Preallocate`].
-    Preallocate(Box<BlockdevOptionsPreallocate>),
-    /// [`BlockdevDriver::Qcow`].
-    Qcow(Box<BlockdevOptionsQcow>),
     /// [`BlockdevDriver::Qcow2`].
     Qcow2(Box<BlockdevOptionsQcow2>),
-    /// [`BlockdevDriver::Qed`].
-    Qed(Box<BlockdevOptionsGenericCOWFormat>),
-    /// [`BlockdevDriver::Quorum`].
-    Quorum(Box<BlockdevOptionsQuorum>),
     /// [`BlockdevDriver::Raw`].
     Raw(Box<BlockdevOptionsRaw>),
-    /// [`BlockdevDriver::Rbd`].
-    Rbd(Box<BlockdevOptionsRbd>),
-    /// [`BlockdevDriver::Replication`].
-    Replication(Box<BlockdevOptionsReplication>),
-    /// [`BlockdevDriver::Ssh`].
-    Ssh(Box<BlockdevOptionsSsh>),
-    /// [`BlockdevDriver::Throttle`].
-    Throttle(Box<BlockdevOptionsThrottle>),
-    /// [`BlockdevDriver::Vdi`].
-    Vdi(Box<BlockdevOptionsGenericFormat>),
-    /// [`BlockdevDriver::Vhdx`].
-    Vhdx(Box<BlockdevOptionsGenericFormat>),
-    /// [`BlockdevDriver::Vmdk`].
-    Vmdk(Box<BlockdevOptionsGenericCOWFormat>),
-    /// [`BlockdevDriver::Vpc`].
-    Vpc(Box<BlockdevOptionsGenericFormat>),
-    /// [`BlockdevDriver::Vvfat`].
-    Vvfat(Box<BlockdevOptionsVVFAT>),
 }
 
 impl BlockdevOptionsBranch {
     /// The value of the discriminator.
     pub fn kind(&self) -> BlockdevDriver {
         match self {
-            Self::Blkdebug(_) => BlockdevDriver::Blkdebug,
-            Self::Blklogwrites(_) => BlockdevDriver::Blklogwrites,
-            Self::Blkreplay(_) => BlockdevDriver::Blkreplay,
-            Self::Blkverify(_) => BlockdevDriver::Blkverify,
-            Self::Bochs(_) => BlockdevDriver::Bochs,
-            Self::Cloop(_) => BlockdevDriver::Cloop,
-            Self::Compress(_) => BlockdevDriver::Compress,
-            Self::CopyBeforeWrite(_) => BlockdevDriver::CopyBeforeWrite,
-            Self::CopyOnRead(_) => BlockdevDriver::CopyOnRead,
-            Self::Dmg(_) => BlockdevDriver::Dmg,
             Self::File(_) => BlockdevDriver::File,
-            Self::SnapshotAccess(_) => BlockdevDriver::SnapshotAccess,
-            Self::Ftp(_) => BlockdevDriver::Ftp,
-            Self::Ftps(_) => BlockdevDriver::Ftps,
-            Self::Gluster(_) => BlockdevDriver::Gluster,
-            Self::HostCdrom(_) => BlockdevDriver::HostCdrom,
             Self::HostDevice(_) => BlockdevDriver::HostDevice,
-            Self::Http(_) => BlockdevDriver::Http,
-            Self::Https(_) => BlockdevDriver::Https,
-            Self::Iscsi(_) => BlockdevDriver::Iscsi,
-            Self::Luks(_) => BlockdevDriver::Luks,
-            Self::Nbd(_) => BlockdevDriver::Nbd,
-            Self::Nfs(_) => BlockdevDriver::Nfs,
             Self::NullAio(_) => BlockdevDriver::NullAio,
             Self::NullCo(_) => BlockdevDriver::NullCo,
-            Self::Nvme(_) => BlockdevDriver::Nvme,
-            Self::Parallels(_) => BlockdevDriver::Parallels,
-            Self::Preallocate(_) => BlockdevDriver::Preallocate,
-            Self::Qcow(_) => BlockdevDriver::Qcow,
             Self::Qcow2(_) => BlockdevDriver::Qcow2,
-            Self::Qed(_) => BlockdevDriver::Qed,
-            Self::Quorum(_) => BlockdevDriver::Quorum,
             Self::Raw(_) => BlockdevDriver::Raw,
-            Self::Rbd(_) => BlockdevDriver::Rbd,
-            Self::Replication(_) => BlockdevDriver::Replication,
-            Self::Ssh(_) => BlockdevDriver::Ssh,
-            Self::Throttle(_) => BlockdevDriver::Throttle,
-            Self::Vdi(_) => BlockdevDriver::Vdi,
-            Self::Vhdx(_) => BlockdevDriver::Vhdx,
-            Self::Vmdk(_) => BlockdevDriver::Vmdk,
-            Self::Vpc(_) => BlockdevDriver::Vpc,
-            Self::Vvfat(_) => BlockdevDriver::Vvfat,
         }
     }
 }
@@ -1142,56 +952,19 @@ impl QapiObject for BlockdevOptions {
         let node_name = members.optional("node-name")?;
         let discard = members.optional("discard")?;
         let cache = members.optional("cache")?;
-        let active = members.optional("active")?;
         let read_only = members.optional("read-only")?;
         let auto_read_only = members.optional("auto-read-only")?;
         let force_share = members.optional("force-share")?;
         let detect_zeroes = members.optional("detect-zeroes")?;
         let driver = match driver {
-            BlockdevDriver::Blkdebug => BlockdevOptionsBranch::Blkdebug(Box::new(QapiObject::read_members(members)?)),
-            BlockdevDriver::Blklogwrites => BlockdevOptionsBranch::Blklogwrites(Box::new(QapiObject::read_members(members)?)),
-            BlockdevDriver::Blkreplay => BlockdevOptionsBranch::Blkreplay(Box::new(QapiObject::read_members(members)?)),
-            BlockdevDriver::Blkverify => BlockdevOptionsBranch::Blkverify(Box::new(QapiObject::read_members(members)?)),
-            BlockdevDriver::Bochs => BlockdevOptionsBranch::Bochs(Box::new(QapiObject::read_members(members)?)),
-            BlockdevDriver::Cloop => BlockdevOptionsBranch::Cloop(Box::new(QapiObject::read_members(members)?)),
-            BlockdevDriver::Compress => BlockdevOptionsBranch::Compress(Box::new(QapiObject::read_members(members)?)),
-            BlockdevDriver::CopyBeforeWrite => BlockdevOptionsBranch::CopyBeforeWrite(Box::new(QapiObject::read_members(members)?)),
-            BlockdevDriver::CopyOnRead => BlockdevOptionsBranch::CopyOnRead(Box::new(QapiObject::read_members(members)?)),
-            BlockdevDriver::Dmg => BlockdevOptionsBranch::Dmg(Box::new(QapiObject::read_members(members)?)),
             BlockdevDriver::File => BlockdevOptionsBranch::File(Box::new(QapiObject::read_members(members)?)),
-            BlockdevDriver::SnapshotAccess => BlockdevOptionsBranch::SnapshotAccess(Box::new(QapiObject::read_members(members)?)),
-            BlockdevDriver::Ftp => BlockdevOptionsBranch::Ftp(Box::new(QapiObject::read_members(members)?)),
-            BlockdevDriver::Ftps => BlockdevOptionsBranch::Ftps(Box::new(QapiObject::read_members(members)?)),
-            BlockdevDriver::Gluster => BlockdevOptionsBranch::Gluster(Box::new(QapiObject::read_members(members)?)),
-            BlockdevDriver::HostCdrom => BlockdevOptionsBranch::HostCdrom(Box::new(QapiObject::read_members(members)?)),
             BlockdevDriver::HostDevice => BlockdevOptionsBranch::HostDevice(Box::new(QapiObject::read_members(members)?)),
-            BlockdevDriver::Http => BlockdevOptionsBranch::Http(Box::new(QapiObject::read_members(members)?)),
-            BlockdevDriver::Https => BlockdevOptionsBranch::Https(Box::new(QapiObject::read_members(members)?)),
-            BlockdevDriver::Iscsi => BlockdevOptionsBranch::Iscsi(Box::new(QapiObject::read_members(members)?)),
-            BlockdevDriver::Luks => BlockdevOptionsBranch::Luks(Box::new(QapiObject::read_members(members)?)),
-            BlockdevDriver::Nbd => BlockdevOptionsBranch::Nbd(Box::new(QapiObject::read_members(members)?)),
-            BlockdevDriver::Nfs => BlockdevOptionsBranch::Nfs(Box::new(QapiObject::read_members(members)?)),
             BlockdevDriver::NullAio => BlockdevOptionsBranch::NullAio(Box::new(QapiObject::read_members(members)?)),
             BlockdevDriver::NullCo => BlockdevOptionsBranch::NullCo(Box::new(QapiObject::read_members(members)?)),
-            BlockdevDriver::Nvme => BlockdevOptionsBranch::Nvme(Box::new(QapiObject::read_members(members)?)),
-            BlockdevDriver::Parallels => BlockdevOptionsBranch::Parallels(Box::new(QapiObject::read_members(members)?)),
-            BlockdevDriver::Preallocate => BlockdevOptionsBranch::Preallocate(Box::new(QapiObject::read_members(members)?)),
-            BlockdevDriver::Qcow => BlockdevOptionsBranch::Qcow(Box::new(QapiObject::read_members(members)?)),
             BlockdevDriver::Qcow2 => BlockdevOptionsBranch::Qcow2(Box::new(QapiObject::read_members(members)?)),
-            BlockdevDriver::Qed => BlockdevOptionsBranch::Qed(Box::new(QapiObject::read_members(members)?)),
-            BlockdevDriver::Quorum => BlockdevOptionsBranch::Quorum(Box::new(QapiObject::read_members(members)?)),
             BlockdevDriver::Raw => BlockdevOptionsBranch::Raw(Box::new(QapiObject::read_members(members)?)),
-            BlockdevDriver::Rbd => BlockdevOptionsBranch::Rbd(Box::new(QapiObject::read_members(members)?)),
-            BlockdevDriver::Replication => BlockdevOptionsBranch::Replication(Box::new(QapiObject::read_members(members)?)),
-            BlockdevDriver::Ssh => BlockdevOptionsBranch::Ssh(Box::new(QapiObject::read_members(members)?)),
-            BlockdevDriver::Throttle => BlockdevOptionsBranch::Throttle(Box::new(QapiObject::read_members(members)?)),
-            BlockdevDriver::Vdi => BlockdevOptionsBranch::Vdi(Box::new(QapiObject::read_members(members)?)),
-            BlockdevDriver::Vhdx => BlockdevOptionsBranch::Vhdx(Box::new(QapiObject::read_members(members)?)),
-            BlockdevDriver::Vmdk => BlockdevOptionsBranch::Vmdk(Box::new(QapiObject::read_members(members)?)),
-            BlockdevDriver::Vpc => BlockdevOptionsBranch::Vpc(Box::new(QapiObject::read_members(members)?)),
-            BlockdevDriver::Vvfat => BlockdevOptionsBranch::Vvfat(Box::new(QapiObject::read_members(members)?)),
         };
-        Ok(Self { driver, node_name, discard, cache, active, read_only, auto_read_only, force_share, detect_zeroes })
+        Ok(Self { driver, node_name, discard, cache, read_only, auto_read_only, force_share, detect_zeroes })
     }
 
     fn write_members(&self, out: &mut Map<String, Value>) {
@@ -1199,54 +972,17 @@ impl QapiObject for BlockdevOptions {
         put_optional(out, "node-name", &self.node_name);
         put_optional(out, "discard", &self.discard);
         put_optional(out, "cache", &self.cache);
-        put_optional(out, "active", &self.active);
         put_optional(out, "read-only", &self.read_only);
         put_optional(out, "auto-read-only", &self.auto_read_only);
         put_optional(out, "force-share", &self.force_share);
         put_optional(out, "detect-zeroes", &self.detect_zeroes);
         match &self.driver {
-            BlockdevOptionsBranch::Blkdebug(branch) => branch.write_members(out),
-            BlockdevOptionsBranch::Blklogwrites(branch) => branch.write_members(out),
-            BlockdevOptionsBranch::Blkreplay(branch) => branch.write_members(out),
-            BlockdevOptionsBranch::Blkverify(branch) => branch.write_members(out),
-            BlockdevOptionsBranch::Bochs(branch) => branch.write_members(out),
-            BlockdevOptionsBranch::Cloop(branch) => branch.write_members(out),
-            BlockdevOptionsBranch::Compress(branch) => branch.write_members(out),
-            BlockdevOptionsBranch::CopyBeforeWrite(branch) => branch.write_members(out),
-            BlockdevOptionsBranch::CopyOnRead(branch) => branch.write_members(out),
-            BlockdevOptionsBranch::Dmg(branch) => branch.write_members(out),
             BlockdevOptionsBranch::File(branch) => branch.write_members(out),
-            BlockdevOptionsBranch::SnapshotAccess(branch) => branch.write_members(out),
-            BlockdevOptionsBranch::Ftp(branch) => branch.write_members(out),
-            BlockdevOptionsBranch::Ftps(branch) => branch.write_members(out),
-            BlockdevOptionsBranch::Gluster(branch) => branch.write_members(out),
-            BlockdevOptionsBranch::HostCdrom(branch) => branch.write_members(out),
             BlockdevOptionsBranch::HostDevice(branch) => branch.write_members(out),
-            BlockdevOptionsBranch::Http(branch) => branch.write_members(out),
-            BlockdevOptionsBranch::Https(branch) => branch.write_members(out),
-            BlockdevOptionsBranch::Iscsi(branch) => branch.write_members(out),
-            BlockdevOptionsBranch::Luks(branch) => branch.write_members(out),
-            BlockdevOptionsBranch::Nbd(branch) => branch.write_members(out),
-            BlockdevOptionsBranch::Nfs(branch) => branch.write_members(out),
             BlockdevOptionsBranch::NullAio(branch) => branch.write_members(out),
             BlockdevOptionsBranch::NullCo(branch) => branch.write_members(out),
-            BlockdevOptionsBranch::Nvme(branch) => branch.write_members(out),
-            BlockdevOptionsBranch::Parallels(branch) => branch.write_members(out),
-            BlockdevOptionsBranch::Preallocate(branch) => branch.write_members(out),
-            BlockdevOptionsBranch::Qcow(branch) => branch.write_members(out),
             BlockdevOptionsBranch::Qcow2(branch) => branch.write_members(out),
-            BlockdevOptionsBranch::Qed(branch) => branch.write_members(out),
-            BlockdevOptionsBranch::Quorum(branch) => branch.write_members(out),
             BlockdevOptionsBranch::Raw(branch) => branch.write_members(out),
-            BlockdevOptionsBranch::Rbd(branch) => branch.write_members(out),
-            BlockdevOptionsBranch::Replication(branch) => branch.write_members(out),
-            BlockdevOptionsBranch::Ssh(branch) => branch.write_members(out),
-            BlockdevOptionsBranch::Throttle(branch) => branch.write_members(out),
-            BlockdevOptionsBranch::Vdi(branch) => branch.write_members(out),
-            BlockdevOptionsBranch::Vhdx(branch) => branch.write_members(out),
-            BlockdevOptionsBranch::Vmdk(branch) => branch.write_members(out),
-            BlockdevOptionsBranch::Vpc(branch) => branch.write_members(out),
-            BlockdevOptionsBranch::Vvfat(branch) => branch.write_members(out),
         }
     }
 }
@@ -1289,16 +1025,16 @@ impl QapiObject for BlockdevDelArgs {
     }
 }
 
-/// Arguments of `blockdev-set-active`.
+/// `q_obj_blockdev-set-active-arg` of the schema.
 #[derive(Debug, Clone, PartialEq)]
-pub struct BlockdevSetActiveArgs {
-    /// the node (default: all nodes)
+pub struct BlockdevSetActiveArg {
+    /// Member `node-name`.
     pub node_name: Option<String>,
-    /// true activates
+    /// Member `active`.
     pub active: bool,
 }
 
-impl QapiObject for BlockdevSetActiveArgs {
+impl QapiObject for BlockdevSetActiveArg {
     fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
         Ok(Self {
             node_name: members.optional("node-name")?,
@@ -1327,12 +1063,6 @@ pub trait BlockdevCommands<C>: Send + Sync + 'static {
 
     /// Closes a node that blockdev-add opened and nobody uses.
     fn blockdev_del(&self, context: Arc<C>, arguments: BlockdevDelArgs) -> impl Future<Output = Result<(), QmpError>> + Send;
-
-    /// Activates nodes or makes them inactive, for handing an image to
-    /// another process and back.  Activating a node activates the nodes
-    /// below it too; making it inactive takes along those below it that no
-    /// active node uses.
-    fn blockdev_set_active(&self, context: Arc<C>, arguments: BlockdevSetActiveArgs) -> impl Future<Output = Result<(), QmpError>> + Send;
 }
 
 /// Enters the commands of schema module `blockdev` into a table.
@@ -1358,11 +1088,5 @@ where
     table.add(spec, move |context, arguments: BlockdevDelArgs| {
         let handler = Arc::clone(&shared);
         async move { handler.blockdev_del(context, arguments).await }
-    });
-    let spec = CommandSpec { name: "blockdev-set-active", allow_oob: false, allow_preconfig: true, success_response: true, coroutine: false, features: &[] };
-    let shared = Arc::clone(&handler);
-    table.add(spec, move |context, arguments: BlockdevSetActiveArgs| {
-        let handler = Arc::clone(&shared);
-        async move { handler.blockdev_set_active(context, arguments).await }
     });
 }

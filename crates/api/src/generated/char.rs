@@ -65,35 +65,19 @@ qapi_enum! {
 /// Options that every kind of character device has.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct ChardevCommon {
-    /// file that gets a copy of what is sent to the device
-    pub logfile: Option<String>,
-    /// append to that file rather than empty it first (default:
-    /// false)
-    pub logappend: Option<bool>,
 }
 
 impl QapiObject for ChardevCommon {
-    fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
-        Ok(Self {
-            logfile: members.optional("logfile")?,
-            logappend: members.optional("logappend")?,
-        })
+    fn read_members(_: &mut Members<'_>) -> Result<Self, QmpError> {
+        Ok(Self {})
     }
 
-    fn write_members(&self, out: &mut Map<String, Value>) {
-        put_optional(out, "logfile", &self.logfile);
-        put_optional(out, "logappend", &self.logappend);
-    }
+    fn write_members(&self, _: &mut Map<String, Value>) {}
 }
 
 /// A device that writes to a file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ChardevFile {
-    /// file that gets a copy of what is sent to the device
-    pub logfile: Option<String>,
-    /// append to that file rather than empty it first (default:
-    /// false)
-    pub logappend: Option<bool>,
     /// file to read input from (default: none)
     pub r#in: Option<String>,
     /// file to write output to
@@ -105,8 +89,6 @@ pub struct ChardevFile {
 impl QapiObject for ChardevFile {
     fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
         Ok(Self {
-            logfile: members.optional("logfile")?,
-            logappend: members.optional("logappend")?,
             r#in: members.optional("in")?,
             out: members.required("out")?,
             append: members.optional("append")?,
@@ -114,8 +96,6 @@ impl QapiObject for ChardevFile {
     }
 
     fn write_members(&self, out: &mut Map<String, Value>) {
-        put_optional(out, "logfile", &self.logfile);
-        put_optional(out, "logappend", &self.logappend);
         put_optional(out, "in", &self.r#in);
         put(out, "out", &self.out);
         put_optional(out, "append", &self.append);
@@ -125,11 +105,6 @@ impl QapiObject for ChardevFile {
 /// A device of the host, or a pair of pipes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ChardevHostdev {
-    /// file that gets a copy of what is sent to the device
-    pub logfile: Option<String>,
-    /// append to that file rather than empty it first (default:
-    /// false)
-    pub logappend: Option<bool>,
     /// path of the device; for pipes, the path without the endings
     /// ``.in`` and ``.out``
     pub device: String,
@@ -138,15 +113,11 @@ pub struct ChardevHostdev {
 impl QapiObject for ChardevHostdev {
     fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
         Ok(Self {
-            logfile: members.optional("logfile")?,
-            logappend: members.optional("logappend")?,
             device: members.required("device")?,
         })
     }
 
     fn write_members(&self, out: &mut Map<String, Value>) {
-        put_optional(out, "logfile", &self.logfile);
-        put_optional(out, "logappend", &self.logappend);
         put(out, "device", &self.device);
     }
 }
@@ -154,19 +125,8 @@ impl QapiObject for ChardevHostdev {
 /// A stream socket.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ChardevSocket {
-    /// file that gets a copy of what is sent to the device
-    pub logfile: Option<String>,
-    /// append to that file rather than empty it first (default:
-    /// false)
-    pub logappend: Option<bool>,
     /// where to listen or connect to
     pub addr: SocketAddressLegacy,
-    /// id of a TLS credentials object; its endpoint must fit
-    /// `server`
-    pub tls_creds: Option<String>,
-    /// id of an authorization object asked about each client's
-    /// certificate; needs `tls-creds` and `server`
-    pub tls_authz: Option<String>,
     /// listen rather than connect (default: true)
     pub server: Option<bool>,
     /// when listening, wait for the first client before going on; an
@@ -174,13 +134,6 @@ pub struct ChardevSocket {
     pub wait: Option<bool>,
     /// send small packets at once (TCP_NODELAY) (default: false)
     pub nodelay: Option<bool>,
-    /// speak the telnet protocol (default: false)
-    pub telnet: Option<bool>,
-    /// speak the TN3270 protocol (default: false)
-    pub tn3270: Option<bool>,
-    /// speak the WebSocket protocol; only with `server`
-    /// (default: false)
-    pub websocket: Option<bool>,
     /// when connecting, seconds to wait before trying again
     /// after the connection is lost; 0 for never
     pub reconnect: Option<i64>,
@@ -191,34 +144,20 @@ pub struct ChardevSocket {
 impl QapiObject for ChardevSocket {
     fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
         Ok(Self {
-            logfile: members.optional("logfile")?,
-            logappend: members.optional("logappend")?,
             addr: members.required("addr")?,
-            tls_creds: members.optional("tls-creds")?,
-            tls_authz: members.optional("tls-authz")?,
             server: members.optional("server")?,
             wait: members.optional("wait")?,
             nodelay: members.optional("nodelay")?,
-            telnet: members.optional("telnet")?,
-            tn3270: members.optional("tn3270")?,
-            websocket: members.optional("websocket")?,
             reconnect: members.optional("reconnect")?,
             reconnect_ms: members.optional("reconnect-ms")?,
         })
     }
 
     fn write_members(&self, out: &mut Map<String, Value>) {
-        put_optional(out, "logfile", &self.logfile);
-        put_optional(out, "logappend", &self.logappend);
         put(out, "addr", &self.addr);
-        put_optional(out, "tls-creds", &self.tls_creds);
-        put_optional(out, "tls-authz", &self.tls_authz);
         put_optional(out, "server", &self.server);
         put_optional(out, "wait", &self.wait);
         put_optional(out, "nodelay", &self.nodelay);
-        put_optional(out, "telnet", &self.telnet);
-        put_optional(out, "tn3270", &self.tn3270);
-        put_optional(out, "websocket", &self.websocket);
         put_optional(out, "reconnect", &self.reconnect);
         put_optional(out, "reconnect-ms", &self.reconnect_ms);
     }
@@ -227,11 +166,6 @@ impl QapiObject for ChardevSocket {
 /// A datagram socket.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ChardevUdp {
-    /// file that gets a copy of what is sent to the device
-    pub logfile: Option<String>,
-    /// append to that file rather than empty it first (default:
-    /// false)
-    pub logappend: Option<bool>,
     /// where to send to
     pub remote: SocketAddressLegacy,
     /// where to receive (default: any address and port)
@@ -241,16 +175,12 @@ pub struct ChardevUdp {
 impl QapiObject for ChardevUdp {
     fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
         Ok(Self {
-            logfile: members.optional("logfile")?,
-            logappend: members.optional("logappend")?,
             remote: members.required("remote")?,
             local: members.optional("local")?,
         })
     }
 
     fn write_members(&self, out: &mut Map<String, Value>) {
-        put_optional(out, "logfile", &self.logfile);
-        put_optional(out, "logappend", &self.logappend);
         put(out, "remote", &self.remote);
         put_optional(out, "local", &self.local);
     }
@@ -260,11 +190,6 @@ impl QapiObject for ChardevUdp {
 /// them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ChardevMux {
-    /// file that gets a copy of what is sent to the device
-    pub logfile: Option<String>,
-    /// append to that file rather than empty it first (default:
-    /// false)
-    pub logappend: Option<bool>,
     /// the device to share
     pub chardev: String,
 }
@@ -272,15 +197,11 @@ pub struct ChardevMux {
 impl QapiObject for ChardevMux {
     fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
         Ok(Self {
-            logfile: members.optional("logfile")?,
-            logappend: members.optional("logappend")?,
             chardev: members.required("chardev")?,
         })
     }
 
     fn write_members(&self, out: &mut Map<String, Value>) {
-        put_optional(out, "logfile", &self.logfile);
-        put_optional(out, "logappend", &self.logappend);
         put(out, "chardev", &self.chardev);
     }
 }
@@ -289,11 +210,6 @@ impl QapiObject for ChardevMux {
 /// input is taken from any.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ChardevHub {
-    /// file that gets a copy of what is sent to the device
-    pub logfile: Option<String>,
-    /// append to that file rather than empty it first (default:
-    /// false)
-    pub logappend: Option<bool>,
     /// the devices, 1 to 4
     pub chardevs: Vec<String>,
 }
@@ -301,15 +217,11 @@ pub struct ChardevHub {
 impl QapiObject for ChardevHub {
     fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
         Ok(Self {
-            logfile: members.optional("logfile")?,
-            logappend: members.optional("logappend")?,
             chardevs: members.required("chardevs")?,
         })
     }
 
     fn write_members(&self, out: &mut Map<String, Value>) {
-        put_optional(out, "logfile", &self.logfile);
-        put_optional(out, "logappend", &self.logappend);
         put(out, "chardevs", &self.chardevs);
     }
 }
@@ -317,11 +229,6 @@ impl QapiObject for ChardevHub {
 /// The process's standard input and output.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct ChardevStdio {
-    /// file that gets a copy of what is sent to the device
-    pub logfile: Option<String>,
-    /// append to that file rather than empty it first (default:
-    /// false)
-    pub logappend: Option<bool>,
     /// whether control keys such as Ctrl-C send their signal to
     /// the process (default: true)
     pub signal: Option<bool>,
@@ -330,15 +237,11 @@ pub struct ChardevStdio {
 impl QapiObject for ChardevStdio {
     fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
         Ok(Self {
-            logfile: members.optional("logfile")?,
-            logappend: members.optional("logappend")?,
             signal: members.optional("signal")?,
         })
     }
 
     fn write_members(&self, out: &mut Map<String, Value>) {
-        put_optional(out, "logfile", &self.logfile);
-        put_optional(out, "logappend", &self.logappend);
         put_optional(out, "signal", &self.signal);
     }
 }
@@ -346,11 +249,6 @@ impl QapiObject for ChardevStdio {
 /// A channel of the SPICE connection to a machine's display.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ChardevSpiceChannel {
-    /// file that gets a copy of what is sent to the device
-    pub logfile: Option<String>,
-    /// append to that file rather than empty it first (default:
-    /// false)
-    pub logappend: Option<bool>,
     /// kind of channel, for example ``vdagent``
     pub r#type: String,
 }
@@ -358,15 +256,11 @@ pub struct ChardevSpiceChannel {
 impl QapiObject for ChardevSpiceChannel {
     fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
         Ok(Self {
-            logfile: members.optional("logfile")?,
-            logappend: members.optional("logappend")?,
             r#type: members.required("type")?,
         })
     }
 
     fn write_members(&self, out: &mut Map<String, Value>) {
-        put_optional(out, "logfile", &self.logfile);
-        put_optional(out, "logappend", &self.logappend);
         put(out, "type", &self.r#type);
     }
 }
@@ -374,11 +268,6 @@ impl QapiObject for ChardevSpiceChannel {
 /// A port of the SPICE connection, known by name.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ChardevSpicePort {
-    /// file that gets a copy of what is sent to the device
-    pub logfile: Option<String>,
-    /// append to that file rather than empty it first (default:
-    /// false)
-    pub logappend: Option<bool>,
     /// name of the port, in reverse domain style
     pub fqdn: String,
 }
@@ -386,15 +275,11 @@ pub struct ChardevSpicePort {
 impl QapiObject for ChardevSpicePort {
     fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
         Ok(Self {
-            logfile: members.optional("logfile")?,
-            logappend: members.optional("logappend")?,
             fqdn: members.required("fqdn")?,
         })
     }
 
     fn write_members(&self, out: &mut Map<String, Value>) {
-        put_optional(out, "logfile", &self.logfile);
-        put_optional(out, "logappend", &self.logappend);
         put(out, "fqdn", &self.fqdn);
     }
 }
@@ -402,11 +287,6 @@ impl QapiObject for ChardevSpicePort {
 /// A device offered on D-Bus along with the display.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ChardevDBus {
-    /// file that gets a copy of what is sent to the device
-    pub logfile: Option<String>,
-    /// append to that file rather than empty it first (default:
-    /// false)
-    pub logappend: Option<bool>,
     /// its name there, in reverse domain style
     pub name: String,
 }
@@ -414,15 +294,11 @@ pub struct ChardevDBus {
 impl QapiObject for ChardevDBus {
     fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
         Ok(Self {
-            logfile: members.optional("logfile")?,
-            logappend: members.optional("logappend")?,
             name: members.required("name")?,
         })
     }
 
     fn write_members(&self, out: &mut Map<String, Value>) {
-        put_optional(out, "logfile", &self.logfile);
-        put_optional(out, "logappend", &self.logappend);
         put(out, "name", &self.name);
     }
 }
@@ -431,11 +307,6 @@ impl QapiObject for ChardevDBus {
 /// pixels or in characters.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct ChardevVC {
-    /// file that gets a copy of what is sent to the device
-    pub logfile: Option<String>,
-    /// append to that file rather than empty it first (default:
-    /// false)
-    pub logappend: Option<bool>,
     /// pixels across
     pub width: Option<i64>,
     /// pixels down
@@ -449,8 +320,6 @@ pub struct ChardevVC {
 impl QapiObject for ChardevVC {
     fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
         Ok(Self {
-            logfile: members.optional("logfile")?,
-            logappend: members.optional("logappend")?,
             width: members.optional("width")?,
             height: members.optional("height")?,
             cols: members.optional("cols")?,
@@ -459,8 +328,6 @@ impl QapiObject for ChardevVC {
     }
 
     fn write_members(&self, out: &mut Map<String, Value>) {
-        put_optional(out, "logfile", &self.logfile);
-        put_optional(out, "logappend", &self.logappend);
         put_optional(out, "width", &self.width);
         put_optional(out, "height", &self.height);
         put_optional(out, "cols", &self.cols);
@@ -471,11 +338,6 @@ impl QapiObject for ChardevVC {
 /// A buffer in memory that keeps the newest output.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct ChardevRingbuf {
-    /// file that gets a copy of what is sent to the device
-    pub logfile: Option<String>,
-    /// append to that file rather than empty it first (default:
-    /// false)
-    pub logappend: Option<bool>,
     /// its size in bytes, a power of two (default: 65536)
     pub size: Option<i64>,
 }
@@ -483,15 +345,11 @@ pub struct ChardevRingbuf {
 impl QapiObject for ChardevRingbuf {
     fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
         Ok(Self {
-            logfile: members.optional("logfile")?,
-            logappend: members.optional("logappend")?,
             size: members.optional("size")?,
         })
     }
 
     fn write_members(&self, out: &mut Map<String, Value>) {
-        put_optional(out, "logfile", &self.logfile);
-        put_optional(out, "logappend", &self.logappend);
         put_optional(out, "size", &self.size);
     }
 }
@@ -500,11 +358,6 @@ impl QapiObject for ChardevRingbuf {
 /// run the agent.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct ChardevQemuVDAgent {
-    /// file that gets a copy of what is sent to the device
-    pub logfile: Option<String>,
-    /// append to that file rather than empty it first (default:
-    /// false)
-    pub logappend: Option<bool>,
     /// pass absolute mouse positions (default: true)
     pub mouse: Option<bool>,
     /// share the clipboard (default: false)
@@ -514,16 +367,12 @@ pub struct ChardevQemuVDAgent {
 impl QapiObject for ChardevQemuVDAgent {
     fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
         Ok(Self {
-            logfile: members.optional("logfile")?,
-            logappend: members.optional("logappend")?,
             mouse: members.optional("mouse")?,
             clipboard: members.optional("clipboard")?,
         })
     }
 
     fn write_members(&self, out: &mut Map<String, Value>) {
-        put_optional(out, "logfile", &self.logfile);
-        put_optional(out, "logappend", &self.logappend);
         put_optional(out, "mouse", &self.mouse);
         put_optional(out, "clipboard", &self.clipboard);
     }
@@ -532,11 +381,6 @@ impl QapiObject for ChardevQemuVDAgent {
 /// A pseudo-terminal.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct ChardevPty {
-    /// file that gets a copy of what is sent to the device
-    pub logfile: Option<String>,
-    /// append to that file rather than empty it first (default:
-    /// false)
-    pub logappend: Option<bool>,
     /// path where a symbolic link to it is made (default: none)
     pub path: Option<String>,
 }
@@ -544,15 +388,11 @@ pub struct ChardevPty {
 impl QapiObject for ChardevPty {
     fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
         Ok(Self {
-            logfile: members.optional("logfile")?,
-            logappend: members.optional("logappend")?,
             path: members.optional("path")?,
         })
     }
 
     fn write_members(&self, out: &mut Map<String, Value>) {
-        put_optional(out, "logfile", &self.logfile);
-        put_optional(out, "logappend", &self.logappend);
         put_optional(out, "path", &self.path);
     }
 }
@@ -562,44 +402,16 @@ qapi_enum! {
     ChardevBackendKind {
         /// a file
         File = "file",
-        /// a serial port of the host
-        Serial = "serial",
-        /// a parallel port of the host
-        Parallel = "parallel",
         /// a pair of named pipes, or one for both ways
         Pipe = "pipe",
         /// a stream socket: TCP, unix, vsock, or passed
         Socket = "socket",
-        /// a datagram socket
-        Udp = "udp",
         /// a pseudo-terminal
         Pty = "pty",
         /// swallows output, gives no input
         Null = "null",
-        /// one device for several users
-        Mux = "mux",
-        /// several devices for one user
-        Hub = "hub",
-        /// a serial mouse driven by the display
-        Msmouse = "msmouse",
-        /// a serial drawing tablet driven by the display
-        Wctablet = "wctablet",
-        /// a braille display, through BrlAPI
-        Braille = "braille",
-        /// commands from a guest's tests to the machine
-        Testdev = "testdev",
         /// standard input and output
         Stdio = "stdio",
-        /// a channel of SPICE
-        Spicevmc = "spicevmc",
-        /// a named port of SPICE
-        Spiceport = "spiceport",
-        /// the SPICE agent protocol, answered by the server
-        QemuVdagent = "qemu-vdagent",
-        /// D-Bus
-        Dbus = "dbus",
-        /// a text console in the display
-        Vc = "vc",
         /// a buffer in memory
         Ringbuf = "ringbuf",
         /// older name of ringbuf
@@ -904,44 +716,16 @@ pub struct ChardevBackend {
 pub enum ChardevBackendBranch {
     /// [`ChardevBackendKind::File`].
     File(Box<ChardevFileWrapper>),
-    /// [`ChardevBackendKind::Serial`].
-    Serial(Box<ChardevHostdevWrapper>),
-    /// [`ChardevBackendKind::Parallel`].
-    Parallel(Box<ChardevHostdevWrapper>),
     /// [`ChardevBackendKind::Pipe`].
     Pipe(Box<ChardevHostdevWrapper>),
     /// [`ChardevBackendKind::Socket`].
     Socket(Box<ChardevSocketWrapper>),
-    /// [`ChardevBackendKind::Udp`].
-    Udp(Box<ChardevUdpWrapper>),
     /// [`ChardevBackendKind::Pty`].
     Pty(Box<ChardevPtyWrapper>),
     /// [`ChardevBackendKind::Null`].
     Null(Box<ChardevCommonWrapper>),
-    /// [`ChardevBackendKind::Mux`].
-    Mux(Box<ChardevMuxWrapper>),
-    /// [`ChardevBackendKind::Hub`].
-    Hub(Box<ChardevHubWrapper>),
-    /// [`ChardevBackendKind::Msmouse`].
-    Msmouse(Box<ChardevCommonWrapper>),
-    /// [`ChardevBackendKind::Wctablet`].
-    Wctablet(Box<ChardevCommonWrapper>),
-    /// [`ChardevBackendKind::Braille`].
-    Braille(Box<ChardevCommonWrapper>),
-    /// [`ChardevBackendKind::Testdev`].
-    Testdev(Box<ChardevCommonWrapper>),
     /// [`ChardevBackendKind::Stdio`].
     Stdio(Box<ChardevStdioWrapper>),
-    /// [`ChardevBackendKind::Spicevmc`].
-    Spicevmc(Box<ChardevSpiceChannelWrapper>),
-    /// [`ChardevBackendKind::Spiceport`].
-    Spiceport(Box<ChardevSpicePortWrapper>),
-    /// [`ChardevBackendKind::QemuVdagent`].
-    QemuVdagent(Box<ChardevQemuVDAgentWrapper>),
-    /// [`ChardevBackendKind::Dbus`].
-    Dbus(Box<ChardevDBusWrapper>),
-    /// [`ChardevBackendKind::Vc`].
-    Vc(Box<ChardevVCWrapper>),
     /// [`ChardevBackendKind::Ringbuf`].
     Ringbuf(Box<ChardevRingbufWrapper>),
     /// [`ChardevBackendKind::Memory`].
@@ -953,25 +737,11 @@ impl ChardevBackendBranch {
     pub fn kind(&self) -> ChardevBackendKind {
         match self {
             Self::File(_) => ChardevBackendKind::File,
-            Self::Serial(_) => ChardevBackendKind::Serial,
-            Self::Parallel(_) => ChardevBackendKind::Parallel,
             Self::Pipe(_) => ChardevBackendKind::Pipe,
             Self::Socket(_) => ChardevBackendKind::Socket,
-            Self::Udp(_) => ChardevBackendKind::Udp,
             Self::Pty(_) => ChardevBackendKind::Pty,
             Self::Null(_) => ChardevBackendKind::Null,
-            Self::Mux(_) => ChardevBackendKind::Mux,
-            Self::Hub(_) => ChardevBackendKind::Hub,
-            Self::Msmouse(_) => ChardevBackendKind::Msmouse,
-            Self::Wctablet(_) => ChardevBackendKind::Wctablet,
-            Self::Braille(_) => ChardevBackendKind::Braille,
-            Self::Testdev(_) => ChardevBackendKind::Testdev,
             Self::Stdio(_) => ChardevBackendKind::Stdio,
-            Self::Spicevmc(_) => ChardevBackendKind::Spicevmc,
-            Self::Spiceport(_) => ChardevBackendKind::Spiceport,
-            Self::QemuVdagent(_) => ChardevBackendKind::QemuVdagent,
-            Self::Dbus(_) => ChardevBackendKind::Dbus,
-            Self::Vc(_) => ChardevBackendKind::Vc,
             Self::Ringbuf(_) => ChardevBackendKind::Ringbuf,
             Self::Memory(_) => ChardevBackendKind::Memory,
         }
@@ -983,25 +753,11 @@ impl QapiObject for ChardevBackend {
         let r#type: ChardevBackendKind = members.required("type")?;
         let r#type = match r#type {
             ChardevBackendKind::File => ChardevBackendBranch::File(Box::new(QapiObject::read_members(members)?)),
-            ChardevBackendKind::Serial => ChardevBackendBranch::Serial(Box::new(QapiObject::read_members(members)?)),
-            ChardevBackendKind::Parallel => ChardevBackendBranch::Parallel(Box::new(QapiObject::read_members(members)?)),
             ChardevBackendKind::Pipe => ChardevBackendBranch::Pipe(Box::new(QapiObject::read_members(members)?)),
             ChardevBackendKind::Socket => ChardevBackendBranch::Socket(Box::new(QapiObject::read_members(members)?)),
-            ChardevBackendKind::Udp => ChardevBackendBranch::Udp(Box::new(QapiObject::read_members(members)?)),
             ChardevBackendKind::Pty => ChardevBackendBranch::Pty(Box::new(QapiObject::read_members(members)?)),
             ChardevBackendKind::Null => ChardevBackendBranch::Null(Box::new(QapiObject::read_members(members)?)),
-            ChardevBackendKind::Mux => ChardevBackendBranch::Mux(Box::new(QapiObject::read_members(members)?)),
-            ChardevBackendKind::Hub => ChardevBackendBranch::Hub(Box::new(QapiObject::read_members(members)?)),
-            ChardevBackendKind::Msmouse => ChardevBackendBranch::Msmouse(Box::new(QapiObject::read_members(members)?)),
-            ChardevBackendKind::Wctablet => ChardevBackendBranch::Wctablet(Box::new(QapiObject::read_members(members)?)),
-            ChardevBackendKind::Braille => ChardevBackendBranch::Braille(Box::new(QapiObject::read_members(members)?)),
-            ChardevBackendKind::Testdev => ChardevBackendBranch::Testdev(Box::new(QapiObject::read_members(members)?)),
             ChardevBackendKind::Stdio => ChardevBackendBranch::Stdio(Box::new(QapiObject::read_members(members)?)),
-            ChardevBackendKind::Spicevmc => ChardevBackendBranch::Spicevmc(Box::new(QapiObject::read_members(members)?)),
-            ChardevBackendKind::Spiceport => ChardevBackendBranch::Spiceport(Box::new(QapiObject::read_members(members)?)),
-            ChardevBackendKind::QemuVdagent => ChardevBackendBranch::QemuVdagent(Box::new(QapiObject::read_members(members)?)),
-            ChardevBackendKind::Dbus => ChardevBackendBranch::Dbus(Box::new(QapiObject::read_members(members)?)),
-            ChardevBackendKind::Vc => ChardevBackendBranch::Vc(Box::new(QapiObject::read_members(members)?)),
             ChardevBackendKind::Ringbuf => ChardevBackendBranch::Ringbuf(Box::new(QapiObject::read_members(members)?)),
             ChardevBackendKind::Memory => ChardevBackendBranch::Memory(Box::new(QapiObject::read_members(members)?)),
         };
@@ -1012,25 +768,11 @@ impl QapiObject for ChardevBackend {
         put(out, "type", &self.r#type.kind());
         match &self.r#type {
             ChardevBackendBranch::File(branch) => branch.write_members(out),
-            ChardevBackendBranch::Serial(branch) => branch.write_members(out),
-            ChardevBackendBranch::Parallel(branch) => branch.write_members(out),
             ChardevBackendBranch::Pipe(branch) => branch.write_members(out),
             ChardevBackendBranch::Socket(branch) => branch.write_members(out),
-            ChardevBackendBranch::Udp(branch) => branch.write_members(out),
             ChardevBackendBranch::Pty(branch) => branch.write_members(out),
             ChardevBackendBranch::Null(branch) => branch.write_members(out),
-            ChardevBackendBranch::Mux(branch) => branch.write_members(out),
-            ChardevBackendBranch::Hub(branch) => branch.write_members(out),
-            ChardevBackendBranch::Msmouse(branch) => branch.write_members(out),
-            ChardevBackendBranch::Wctablet(branch) => branch.write_members(out),
-            ChardevBackendBranch::Braille(branch) => branch.write_members(out),
-            ChardevBackendBranch::Testdev(branch) => branch.write_members(out),
             ChardevBackendBranch::Stdio(branch) => branch.write_members(out),
-            ChardevBackendBranch::Spicevmc(branch) => branch.write_members(out),
-            ChardevBackendBranch::Spiceport(branch) => branch.write_members(out),
-            ChardevBackendBranch::QemuVdagent(branch) => branch.write_members(out),
-            ChardevBackendBranch::Dbus(branch) => branch.write_members(out),
-            ChardevBackendBranch::Vc(branch) => branch.write_members(out),
             ChardevBackendBranch::Ringbuf(branch) => branch.write_members(out),
             ChardevBackendBranch::Memory(branch) => branch.write_members(out),
         }
@@ -1194,16 +936,16 @@ impl QapiObject for ChardevSendBreakArgs {
     }
 }
 
-/// Data of `VSERPORT_CHANGE`.
+/// `q_obj_VSERPORT_CHANGE-arg` of the schema.
 #[derive(Debug, Clone, PartialEq)]
-pub struct VserportChangeEvent {
-    /// id of the port's device
+pub struct VSERPORTCHANGEArg {
+    /// Member `id`.
     pub id: String,
-    /// whether the guest now has it open
+    /// Member `open`.
     pub open: bool,
 }
 
-impl QapiObject for VserportChangeEvent {
+impl QapiObject for VSERPORTCHANGEArg {
     fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
         Ok(Self {
             id: members.required("id")?,

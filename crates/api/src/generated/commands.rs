@@ -76,75 +76,6 @@ impl Command for QueryJobs {
     type Output = Vec<schema::JobInfo>;
 }
 
-/// Makes a dirty bitmap and, unless told otherwise, begins to record
-/// writes in it.
-pub struct BlockDirtyBitmapAdd;
-
-impl Command for BlockDirtyBitmapAdd {
-    const NAME: &'static str = "block-dirty-bitmap-add";
-    type Args = schema::BlockDirtyBitmapAdd;
-    type Output = ();
-}
-
-/// Stops recording and deletes a bitmap, from the image too if it was
-/// persistent.
-pub struct BlockDirtyBitmapRemove;
-
-impl Command for BlockDirtyBitmapRemove {
-    const NAME: &'static str = "block-dirty-bitmap-remove";
-    type Args = schema::BlockDirtyBitmap;
-    type Output = ();
-}
-
-/// Marks everything in a bitmap clean.  Recording goes on as before.
-pub struct BlockDirtyBitmapClear;
-
-impl Command for BlockDirtyBitmapClear {
-    const NAME: &'static str = "block-dirty-bitmap-clear";
-    type Args = schema::BlockDirtyBitmap;
-    type Output = ();
-}
-
-/// Begins to record writes in a bitmap.
-pub struct BlockDirtyBitmapEnable;
-
-impl Command for BlockDirtyBitmapEnable {
-    const NAME: &'static str = "block-dirty-bitmap-enable";
-    type Args = schema::BlockDirtyBitmap;
-    type Output = ();
-}
-
-/// Stops recording writes in a bitmap.  Its marks stay.
-pub struct BlockDirtyBitmapDisable;
-
-impl Command for BlockDirtyBitmapDisable {
-    const NAME: &'static str = "block-dirty-bitmap-disable";
-    type Args = schema::BlockDirtyBitmap;
-    type Output = ();
-}
-
-/// Adds the marks of some bitmaps to another one.  All of them must
-/// cover disks of the same size; granularities may differ.  If anything
-/// fails, the target stays as it was.
-pub struct BlockDirtyBitmapMerge;
-
-impl Command for BlockDirtyBitmapMerge {
-    const NAME: &'static str = "block-dirty-bitmap-merge";
-    type Args = schema::BlockDirtyBitmapMerge;
-    type Output = ();
-}
-
-/// Computes a digest of a bitmap's contents, for tests.
-///
-/// Feature: `unstable`.
-pub struct XDebugBlockDirtyBitmapSha256;
-
-impl Command for XDebugBlockDirtyBitmapSha256 {
-    const NAME: &'static str = "x-debug-block-dirty-bitmap-sha256";
-    type Args = schema::BlockDirtyBitmap;
-    type Output = schema::BlockDirtyBitmapSha256;
-}
-
 /// Lists the machine's block devices.  Nodes without a device are not
 /// in the list; see query-named-block-nodes.
 pub struct QueryBlock;
@@ -194,237 +125,6 @@ impl Command for BlockResize {
     type Output = ();
 }
 
-/// Sets the offset from which a write raises BLOCK_WRITE_THRESHOLD.  It
-/// is raised once; then the threshold is off until it is set again.
-pub struct BlockSetWriteThreshold;
-
-impl Command for BlockSetWriteThreshold {
-    const NAME: &'static str = "block-set-write-threshold";
-    type Args = schema::BlockSetWriteThresholdArgs;
-    type Output = ();
-}
-
-/// Adds a child to a node or takes one away.  Only quorum supports it.
-///
-/// Feature: `unstable`.
-pub struct XBlockdevChange;
-
-impl Command for XBlockdevChange {
-    const NAME: &'static str = "x-blockdev-change";
-    type Args = schema::XBlockdevChangeArgs;
-    type Output = ();
-}
-
-/// Moves a node, with all nodes that it uses, to another thread.
-///
-/// Feature: `unstable`.
-pub struct XBlockdevSetIothread;
-
-impl Command for XBlockdevSetIothread {
-    const NAME: &'static str = "x-blockdev-set-iothread";
-    type Args = schema::XBlockdevSetIothreadArgs;
-    type Output = ();
-}
-
-/// Takes a snapshot: what is there now becomes the backing image of a
-/// new overlay, which takes its place for all users.
-pub struct BlockdevSnapshotSync;
-
-impl Command for BlockdevSnapshotSync {
-    const NAME: &'static str = "blockdev-snapshot-sync";
-    type Args = schema::BlockdevSnapshotSync;
-    type Output = ();
-}
-
-/// Takes a snapshot: `node` becomes the backing node of `overlay`, which
-/// takes its place for all users.
-///
-/// Feature: `allow-write-only-overlay`.
-pub struct BlockdevSnapshot;
-
-impl Command for BlockdevSnapshot {
-    const NAME: &'static str = "blockdev-snapshot";
-    type Args = schema::BlockdevSnapshot;
-    type Output = ();
-}
-
-/// Changes the name of the backing file that is written in an image.
-/// The nodes stay as they are.
-pub struct ChangeBackingFile;
-
-impl Command for ChangeBackingFile {
-    const NAME: &'static str = "change-backing-file";
-    type Args = schema::ChangeBackingFileArgs;
-    type Output = ();
-}
-
-/// Takes a snapshot inside the image.
-pub struct BlockdevSnapshotInternalSync;
-
-impl Command for BlockdevSnapshotInternalSync {
-    const NAME: &'static str = "blockdev-snapshot-internal-sync";
-    type Args = schema::BlockdevSnapshotInternal;
-    type Output = ();
-}
-
-/// Deletes a snapshot inside an image.  Give `id`, `name`, or both; with
-/// both the snapshot must fit both.
-pub struct BlockdevSnapshotDeleteInternalSync;
-
-impl Command for BlockdevSnapshotDeleteInternalSync {
-    const NAME: &'static str = "blockdev-snapshot-delete-internal-sync";
-    type Args = schema::BlockdevSnapshotDeleteInternalSyncArgs;
-    type Output = schema::SnapshotInfo;
-}
-
-/// Lists the jobs on block devices.
-pub struct QueryBlockJobs;
-
-impl Command for QueryBlockJobs {
-    const NAME: &'static str = "query-block-jobs";
-    type Args = NoArguments;
-    type Output = Vec<schema::BlockJobInfo>;
-}
-
-/// Writes the data of one or more images down into an image below them,
-/// which then stands for all of them.  When the topmost image is among
-/// them and in use, the job becomes ready and waits for job-complete.
-/// The lower image grows if it is too small.
-pub struct BlockCommit;
-
-impl Command for BlockCommit {
-    const NAME: &'static str = "block-commit";
-    type Args = schema::BlockCommitArgs;
-    type Output = ();
-}
-
-/// Copies a device, as it is when the job begins, to a new or existing
-/// file.
-///
-/// Feature: `deprecated`.
-pub struct DriveBackup;
-
-impl Command for DriveBackup {
-    const NAME: &'static str = "drive-backup";
-    type Args = schema::DriveBackup;
-    type Output = ();
-}
-
-/// Copies a device or node, as it is when the job begins, to another
-/// node.
-pub struct BlockdevBackup;
-
-impl Command for BlockdevBackup {
-    const NAME: &'static str = "blockdev-backup";
-    type Args = schema::BlockdevBackup;
-    type Output = ();
-}
-
-/// Copies a device to a file and keeps both equal until told to
-/// complete or cancel.
-pub struct DriveMirror;
-
-impl Command for DriveMirror {
-    const NAME: &'static str = "drive-mirror";
-    type Args = schema::DriveMirror;
-    type Output = ();
-}
-
-/// Copies a device or node to another node and keeps both equal until
-/// told to complete or cancel.
-pub struct BlockdevMirror;
-
-impl Command for BlockdevMirror {
-    const NAME: &'static str = "blockdev-mirror";
-    type Args = schema::BlockdevMirrorArgs;
-    type Output = ();
-}
-
-/// Copies data from backing images up into an image, which then no
-/// longer needs them.  Give at most one of `base`, `base-node` and
-/// `bottom`; without them the image becomes independent of all.
-pub struct BlockStream;
-
-impl Command for BlockStream {
-    const NAME: &'static str = "block-stream";
-    type Args = schema::BlockStreamArgs;
-    type Output = ();
-}
-
-/// Limits the speed of a job.
-pub struct BlockJobSetSpeed;
-
-impl Command for BlockJobSetSpeed {
-    const NAME: &'static str = "block-job-set-speed";
-    type Args = schema::BlockJobSetSpeedArgs;
-    type Output = ();
-}
-
-/// Stops a job.  The reply comes at once; BLOCK_JOB_CANCELLED says when
-/// it has stopped.  A mirror that is ready ends well instead, with
-/// source and target being equal at that moment, unless `force` is true.
-pub struct BlockJobCancel;
-
-impl Command for BlockJobCancel {
-    const NAME: &'static str = "block-job-cancel";
-    type Args = schema::BlockJobCancelArgs;
-    type Output = ();
-}
-
-/// Asks a job to pause; see job-pause.
-pub struct BlockJobPause;
-
-impl Command for BlockJobPause {
-    const NAME: &'static str = "block-job-pause";
-    type Args = schema::BlockJobPauseArgs;
-    type Output = ();
-}
-
-/// Lets a paused job go on, and clears its state after errors.
-pub struct BlockJobResume;
-
-impl Command for BlockJobResume {
-    const NAME: &'static str = "block-job-resume";
-    type Args = schema::BlockJobResumeArgs;
-    type Output = ();
-}
-
-/// Tells a job that is ready to finish; see job-complete.
-pub struct BlockJobComplete;
-
-impl Command for BlockJobComplete {
-    const NAME: &'static str = "block-job-complete";
-    type Args = schema::BlockJobCompleteArgs;
-    type Output = ();
-}
-
-/// Forgets a job that has concluded; see job-dismiss.
-pub struct BlockJobDismiss;
-
-impl Command for BlockJobDismiss {
-    const NAME: &'static str = "block-job-dismiss";
-    type Args = schema::BlockJobDismissArgs;
-    type Output = ();
-}
-
-/// Lets a pending job make its last changes; see job-finalize.
-pub struct BlockJobFinalize;
-
-impl Command for BlockJobFinalize {
-    const NAME: &'static str = "block-job-finalize";
-    type Args = schema::BlockJobFinalizeArgs;
-    type Output = ();
-}
-
-/// Changes the options of a job that runs.
-pub struct BlockJobChange;
-
-impl Command for BlockJobChange {
-    const NAME: &'static str = "block-job-change";
-    type Args = schema::BlockJobChangeOptions;
-    type Output = ();
-}
-
 /// Opens a block node, along with those it is made of.
 pub struct BlockdevAdd;
 
@@ -457,18 +157,6 @@ impl Command for BlockdevDel {
     type Output = ();
 }
 
-/// Activates nodes or makes them inactive, for handing an image to
-/// another process and back.  Activating a node activates the nodes
-/// below it too; making it inactive takes along those below it that no
-/// active node uses.
-pub struct BlockdevSetActive;
-
-impl Command for BlockdevSetActive {
-    const NAME: &'static str = "blockdev-set-active";
-    type Args = schema::BlockdevSetActiveArgs;
-    type Output = ();
-}
-
 /// Starts a job that makes an image.  For a format, the node of its
 /// file must be there already.  The job finalizes itself and waits to
 /// be dismissed.
@@ -477,18 +165,6 @@ pub struct BlockdevCreate;
 impl Command for BlockdevCreate {
     const NAME: &'static str = "blockdev-create";
     type Args = schema::BlockdevCreateArgs;
-    type Output = ();
-}
-
-/// Starts a job that changes an image's options.  The job finalizes
-/// itself and waits to be dismissed.
-///
-/// Feature: `unstable`.
-pub struct XBlockdevAmend;
-
-impl Command for XBlockdevAmend {
-    const NAME: &'static str = "x-blockdev-amend";
-    type Args = schema::XBlockdevAmendArgs;
     type Output = ();
 }
 
@@ -635,17 +311,6 @@ impl Command for ChardevSendBreak {
     type Output = ();
 }
 
-/// Does several actions as one: all happen at the same moment, or none
-/// does.  Jobs that it starts go on after it; their success is not part
-/// of the reply.  Actions are undone if a later one fails.
-pub struct Transaction;
-
-impl Command for Transaction {
-    const NAME: &'static str = "transaction";
-    type Args = schema::TransactionArgs;
-    type Output = ();
-}
-
 /// Ends capability negotiation and switches the connection to command
 /// mode.  It must be the first command on each connection, and works
 /// only once.
@@ -695,15 +360,6 @@ impl Command for Quit {
     const NAME: &'static str = "quit";
     type Args = NoArguments;
     type Output = ();
-}
-
-/// Tells the name that was given on the command line.
-pub struct QueryName;
-
-impl Command for QueryName {
-    const NAME: &'static str = "query-name";
-    type Args = NoArguments;
-    type Output = schema::NameInfo;
 }
 
 /// Describes every command and event that this server knows, with all
@@ -847,45 +503,18 @@ impl Command for QueryFdsets {
 /// The names of all commands, in ascending order.
 pub const COMMAND_NAMES: &[&str] = &[
     "add-fd",
-    "block-commit",
-    "block-dirty-bitmap-add",
-    "block-dirty-bitmap-clear",
-    "block-dirty-bitmap-disable",
-    "block-dirty-bitmap-enable",
-    "block-dirty-bitmap-merge",
-    "block-dirty-bitmap-remove",
     "block-export-add",
     "block-export-del",
-    "block-job-cancel",
-    "block-job-change",
-    "block-job-complete",
-    "block-job-dismiss",
-    "block-job-finalize",
-    "block-job-pause",
-    "block-job-resume",
-    "block-job-set-speed",
-    "block-set-write-threshold",
-    "block-stream",
     "block_resize",
     "blockdev-add",
-    "blockdev-backup",
     "blockdev-create",
     "blockdev-del",
-    "blockdev-mirror",
     "blockdev-reopen",
-    "blockdev-set-active",
-    "blockdev-snapshot",
-    "blockdev-snapshot-delete-internal-sync",
-    "blockdev-snapshot-internal-sync",
-    "blockdev-snapshot-sync",
-    "change-backing-file",
     "chardev-add",
     "chardev-change",
     "chardev-remove",
     "chardev-send-break",
     "closefd",
-    "drive-backup",
-    "drive-mirror",
     "getfd",
     "job-cancel",
     "job-complete",
@@ -908,7 +537,6 @@ pub const COMMAND_NAMES: &[&str] = &[
     "qom-set",
     "query-block",
     "query-block-exports",
-    "query-block-jobs",
     "query-blockstats",
     "query-chardev",
     "query-chardev-backends",
@@ -916,7 +544,6 @@ pub const COMMAND_NAMES: &[&str] = &[
     "query-events",
     "query-fdsets",
     "query-jobs",
-    "query-name",
     "query-named-block-nodes",
     "query-qmp-schema",
     "query-version",
@@ -924,10 +551,5 @@ pub const COMMAND_NAMES: &[&str] = &[
     "remove-fd",
     "ringbuf-read",
     "ringbuf-write",
-    "transaction",
-    "x-blockdev-amend",
-    "x-blockdev-change",
-    "x-blockdev-set-iothread",
-    "x-debug-block-dirty-bitmap-sha256",
     "x-debug-query-block-graph",
 ];

@@ -206,9 +206,6 @@ pub trait ControlCommands<C>: Send + Sync + 'static {
     /// flushed.  The reply may or may not arrive before the connection
     /// ends.
     fn quit(&self, context: Arc<C>) -> impl Future<Output = Result<(), QmpError>> + Send;
-
-    /// Tells the name that was given on the command line.
-    fn query_name(&self, context: Arc<C>) -> impl Future<Output = Result<NameInfo, QmpError>> + Send;
 }
 
 /// Enters the commands of schema module `control` into a table.
@@ -246,11 +243,5 @@ where
     table.add(spec, move |context, _arguments: NoArguments| {
         let handler = Arc::clone(&shared);
         async move { handler.quit(context).await }
-    });
-    let spec = CommandSpec { name: "query-name", allow_oob: false, allow_preconfig: true, success_response: true, coroutine: false, features: &[] };
-    let shared = Arc::clone(&handler);
-    table.add(spec, move |context, _arguments: NoArguments| {
-        let handler = Arc::clone(&shared);
-        async move { handler.query_name(context).await }
     });
 }

@@ -8,17 +8,7 @@ use super::prelude::*;
 pub const EVENT_NAMES: &[&str] = &[
     "JOB_STATUS_CHANGE",
     "BLOCK_IMAGE_CORRUPTED",
-    "BLOCK_IO_ERROR",
-    "BLOCK_WRITE_THRESHOLD",
-    "QUORUM_FAILURE",
-    "QUORUM_REPORT_BAD",
-    "BLOCK_JOB_COMPLETED",
-    "BLOCK_JOB_CANCELLED",
-    "BLOCK_JOB_ERROR",
-    "BLOCK_JOB_READY",
-    "BLOCK_JOB_PENDING",
     "BLOCK_EXPORT_DELETED",
-    "VSERPORT_CHANGE",
 ];
 
 /// An event with its data.
@@ -29,28 +19,8 @@ pub enum Event {
     /// An image was found to be damaged.  A fatal fault closes the node to
     /// all further requests, and the image is marked.
     BlockImageCorrupted(BlockImageCorruptedEvent),
-    /// A request of a device failed.
-    BlockIoError(BlockIoErrorEvent),
-    /// A write went beyond the threshold of block-set-write-threshold.
-    BlockWriteThreshold(BlockWriteThresholdEvent),
-    /// Too few children of a quorum node agreed, so that a request failed.
-    QuorumFailure(QuorumFailureEvent),
-    /// A child of a quorum node failed or differed from the majority.
-    QuorumReportBad(QuorumReportBadEvent),
-    /// A job ended without being cancelled, well or not.
-    BlockJobCompleted(BlockJobCompletedEvent),
-    /// A job was cancelled and has stopped.
-    BlockJobCancelled(BlockJobCancelledEvent),
-    /// A request of a job failed.
-    BlockJobError(BlockJobErrorEvent),
-    /// A job can be told to complete.
-    BlockJobReady(BlockJobReadyEvent),
-    /// A job waits to be finalized.
-    BlockJobPending(BlockJobPendingEvent),
     /// An export is gone and its id is free.
     BlockExportDeleted(BlockExportDeletedEvent),
-    /// A guest opened or closed a virtio-serial port.
-    VserportChange(VserportChangeEvent),
 }
 
 impl Event {
@@ -59,17 +29,7 @@ impl Event {
         match *self {
             Self::JobStatusChange(_) => "JOB_STATUS_CHANGE",
             Self::BlockImageCorrupted(_) => "BLOCK_IMAGE_CORRUPTED",
-            Self::BlockIoError(_) => "BLOCK_IO_ERROR",
-            Self::BlockWriteThreshold(_) => "BLOCK_WRITE_THRESHOLD",
-            Self::QuorumFailure(_) => "QUORUM_FAILURE",
-            Self::QuorumReportBad(_) => "QUORUM_REPORT_BAD",
-            Self::BlockJobCompleted(_) => "BLOCK_JOB_COMPLETED",
-            Self::BlockJobCancelled(_) => "BLOCK_JOB_CANCELLED",
-            Self::BlockJobError(_) => "BLOCK_JOB_ERROR",
-            Self::BlockJobReady(_) => "BLOCK_JOB_READY",
-            Self::BlockJobPending(_) => "BLOCK_JOB_PENDING",
             Self::BlockExportDeleted(_) => "BLOCK_EXPORT_DELETED",
-            Self::VserportChange(_) => "VSERPORT_CHANGE",
         }
     }
 
@@ -78,17 +38,7 @@ impl Event {
         match self {
             Self::JobStatusChange(data) => data.to_qapi(),
             Self::BlockImageCorrupted(data) => data.to_qapi(),
-            Self::BlockIoError(data) => data.to_qapi(),
-            Self::BlockWriteThreshold(data) => data.to_qapi(),
-            Self::QuorumFailure(data) => data.to_qapi(),
-            Self::QuorumReportBad(data) => data.to_qapi(),
-            Self::BlockJobCompleted(data) => data.to_qapi(),
-            Self::BlockJobCancelled(data) => data.to_qapi(),
-            Self::BlockJobError(data) => data.to_qapi(),
-            Self::BlockJobReady(data) => data.to_qapi(),
-            Self::BlockJobPending(data) => data.to_qapi(),
             Self::BlockExportDeleted(data) => data.to_qapi(),
-            Self::VserportChange(data) => data.to_qapi(),
         }
     }
 
@@ -100,17 +50,7 @@ impl Event {
         Ok(Some(match name {
             "JOB_STATUS_CHANGE" => Self::JobStatusChange(crate::reply_from_json(data)?.0),
             "BLOCK_IMAGE_CORRUPTED" => Self::BlockImageCorrupted(crate::reply_from_json(data)?.0),
-            "BLOCK_IO_ERROR" => Self::BlockIoError(crate::reply_from_json(data)?.0),
-            "BLOCK_WRITE_THRESHOLD" => Self::BlockWriteThreshold(crate::reply_from_json(data)?.0),
-            "QUORUM_FAILURE" => Self::QuorumFailure(crate::reply_from_json(data)?.0),
-            "QUORUM_REPORT_BAD" => Self::QuorumReportBad(crate::reply_from_json(data)?.0),
-            "BLOCK_JOB_COMPLETED" => Self::BlockJobCompleted(crate::reply_from_json(data)?.0),
-            "BLOCK_JOB_CANCELLED" => Self::BlockJobCancelled(crate::reply_from_json(data)?.0),
-            "BLOCK_JOB_ERROR" => Self::BlockJobError(crate::reply_from_json(data)?.0),
-            "BLOCK_JOB_READY" => Self::BlockJobReady(crate::reply_from_json(data)?.0),
-            "BLOCK_JOB_PENDING" => Self::BlockJobPending(crate::reply_from_json(data)?.0),
             "BLOCK_EXPORT_DELETED" => Self::BlockExportDeleted(crate::reply_from_json(data)?.0),
-            "VSERPORT_CHANGE" => Self::VserportChange(crate::reply_from_json(data)?.0),
             _ => return Ok(None),
         }))
     }

@@ -1542,104 +1542,20 @@ impl QapiObject for ThreadContextProperties {
 qapi_enum! {
     /// The types of object that clients can make.
     ObjectType {
-        /// a device in a NUMA node of its own
-        AcpiGenericInitiator = "acpi-generic-initiator",
-        /// a PCI bus in a NUMA node of its own
-        AcpiGenericPort = "acpi-generic-port",
         /// access list given in place
         AuthzList = "authz-list",
         /// access list in a file
         AuthzListfile = "authz-listfile",
-        /// authorization by PAM
-        AuthzPam = "authz-pam",
         /// authorization of one identity
         AuthzSimple = "authz-simple",
-        /// CAN bus
-        CanBus = "can-bus",
-        /// connection of a CAN bus to the host
-        CanHostSocketcan = "can-host-socketcan",
-        /// packet comparison for COLO
-        ColoCompare = "colo-compare",
-        /// provider of a crypto device; abstract
-        CryptodevBackend = "cryptodev-backend",
-        /// crypto device done by the server
-        CryptodevBackendBuiltin = "cryptodev-backend-builtin",
-        /// crypto device done by the Linux kernel
-        CryptodevBackendLkcf = "cryptodev-backend-lkcf",
-        /// crypto device done by another process
-        CryptodevVhostUser = "cryptodev-vhost-user",
-        /// state of helper processes
-        DbusVmstate = "dbus-vmstate",
-        /// network filter that sends in batches
-        FilterBuffer = "filter-buffer",
-        /// network filter that writes a capture file
-        FilterDump = "filter-dump",
-        /// network filter that copies
-        FilterMirror = "filter-mirror",
-        /// network filter that redirects
-        FilterRedirector = "filter-redirector",
-        /// network filter for recording and replay
-        FilterReplay = "filter-replay",
-        /// network filter that rewrites sequence numbers
-        FilterRewriter = "filter-rewriter",
-        /// input from a Barrier server
-        InputBarrier = "input-barrier",
-        /// input from an event device
-        InputLinux = "input-linux",
-        /// access to the host's IOMMU
-        Iommufd = "iommufd",
         /// thread for block nodes and devices
         Iothread = "iothread",
-        /// the main thread's event loop
-        MainLoop = "main-loop",
-        /// memory in the enclave page cache
-        MemoryBackendEpc = "memory-backend-epc",
-        /// memory from a file
-        MemoryBackendFile = "memory-backend-file",
-        /// memory in a memfd
-        MemoryBackendMemfd = "memory-backend-memfd",
-        /// plain memory
-        MemoryBackendRam = "memory-backend-ram",
-        /// POSIX shared memory
-        MemoryBackendShm = "memory-backend-shm",
-        /// protected guest on POWER
-        PefGuest = "pef-guest",
-        /// persistent reservations by a helper
-        PrManagerHelper = "pr-manager-helper",
-        /// control by a test program
-        Qtest = "qtest",
-        /// random numbers from the server's own source
-        RngBuiltin = "rng-builtin",
-        /// random numbers from an entropy daemon
-        RngEgd = "rng-egd",
-        /// random numbers from a device
-        RngRandom = "rng-random",
         /// secret in place or in a file
         Secret = "secret",
-        /// secret in the kernel's keyring
-        SecretKeyring = "secret_keyring",
-        /// guest encrypted by SEV
-        SevGuest = "sev-guest",
-        /// guest protected by SEV-SNP
-        SevSnpGuest = "sev-snp-guest",
-        /// thread that starts others
-        ThreadContext = "thread-context",
-        /// protected guest on s390
-        S390PvGuest = "s390-pv-guest",
         /// shared I/O limits
         ThrottleGroup = "throttle-group",
-        /// TLS without certificates
-        TlsCredsAnon = "tls-creds-anon",
-        /// TLS with shared keys
-        TlsCredsPsk = "tls-creds-psk",
         /// TLS with certificates
         TlsCredsX509 = "tls-creds-x509",
-        /// list of TLS cipher suites for firmware
-        TlsCipherSuites = "tls-cipher-suites",
-        /// device served over an inherited socket
-        XRemoteObject = "x-remote-object",
-        /// device served over vfio-user
-        XVfioUserServer = "x-vfio-user-server",
     }
 }
 
@@ -1655,159 +1571,33 @@ pub struct ObjectOptions {
 /// What `qom-type` of [`ObjectOptions`] selects.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ObjectOptionsBranch {
-    /// [`ObjectType::AcpiGenericInitiator`].
-    AcpiGenericInitiator(Box<AcpiGenericInitiatorProperties>),
-    /// [`ObjectType::AcpiGenericPort`].
-    AcpiGenericPort(Box<AcpiGenericPortProperties>),
     /// [`ObjectType::AuthzList`].
     AuthzList(Box<AuthZListProperties>),
     /// [`ObjectType::AuthzListfile`].
     AuthzListfile(Box<AuthZListFileProperties>),
-    /// [`ObjectType::AuthzPam`].
-    AuthzPam(Box<AuthZPAMProperties>),
     /// [`ObjectType::AuthzSimple`].
     AuthzSimple(Box<AuthZSimpleProperties>),
-    /// [`ObjectType::CanBus`].
-    CanBus,
-    /// [`ObjectType::CanHostSocketcan`].
-    CanHostSocketcan(Box<CanHostSocketcanProperties>),
-    /// [`ObjectType::ColoCompare`].
-    ColoCompare(Box<ColoCompareProperties>),
-    /// [`ObjectType::CryptodevBackend`].
-    CryptodevBackend(Box<CryptodevBackendProperties>),
-    /// [`ObjectType::CryptodevBackendBuiltin`].
-    CryptodevBackendBuiltin(Box<CryptodevBackendProperties>),
-    /// [`ObjectType::CryptodevBackendLkcf`].
-    CryptodevBackendLkcf(Box<CryptodevBackendProperties>),
-    /// [`ObjectType::CryptodevVhostUser`].
-    CryptodevVhostUser(Box<CryptodevVhostUserProperties>),
-    /// [`ObjectType::DbusVmstate`].
-    DbusVmstate(Box<DBusVMStateProperties>),
-    /// [`ObjectType::FilterBuffer`].
-    FilterBuffer(Box<FilterBufferProperties>),
-    /// [`ObjectType::FilterDump`].
-    FilterDump(Box<FilterDumpProperties>),
-    /// [`ObjectType::FilterMirror`].
-    FilterMirror(Box<FilterMirrorProperties>),
-    /// [`ObjectType::FilterRedirector`].
-    FilterRedirector(Box<FilterRedirectorProperties>),
-    /// [`ObjectType::FilterReplay`].
-    FilterReplay(Box<NetfilterProperties>),
-    /// [`ObjectType::FilterRewriter`].
-    FilterRewriter(Box<FilterRewriterProperties>),
-    /// [`ObjectType::InputBarrier`].
-    InputBarrier(Box<InputBarrierProperties>),
-    /// [`ObjectType::InputLinux`].
-    InputLinux(Box<InputLinuxProperties>),
-    /// [`ObjectType::Iommufd`].
-    Iommufd(Box<IOMMUFDProperties>),
     /// [`ObjectType::Iothread`].
     Iothread(Box<IothreadProperties>),
-    /// [`ObjectType::MainLoop`].
-    MainLoop(Box<MainLoopProperties>),
-    /// [`ObjectType::MemoryBackendEpc`].
-    MemoryBackendEpc(Box<MemoryBackendEpcProperties>),
-    /// [`ObjectType::MemoryBackendFile`].
-    MemoryBackendFile(Box<MemoryBackendFileProperties>),
-    /// [`ObjectType::MemoryBackendMemfd`].
-    MemoryBackendMemfd(Box<MemoryBackendMemfdProperties>),
-    /// [`ObjectType::MemoryBackendRam`].
-    MemoryBackendRam(Box<MemoryBackendProperties>),
-    /// [`ObjectType::MemoryBackendShm`].
-    MemoryBackendShm(Box<MemoryBackendShmProperties>),
-    /// [`ObjectType::PefGuest`].
-    PefGuest,
-    /// [`ObjectType::PrManagerHelper`].
-    PrManagerHelper(Box<PrManagerHelperProperties>),
-    /// [`ObjectType::Qtest`].
-    Qtest(Box<QtestProperties>),
-    /// [`ObjectType::RngBuiltin`].
-    RngBuiltin(Box<RngProperties>),
-    /// [`ObjectType::RngEgd`].
-    RngEgd(Box<RngEgdProperties>),
-    /// [`ObjectType::RngRandom`].
-    RngRandom(Box<RngRandomProperties>),
     /// [`ObjectType::Secret`].
     Secret(Box<SecretProperties>),
-    /// [`ObjectType::SecretKeyring`].
-    SecretKeyring(Box<SecretKeyringProperties>),
-    /// [`ObjectType::SevGuest`].
-    SevGuest(Box<SevGuestProperties>),
-    /// [`ObjectType::SevSnpGuest`].
-    SevSnpGuest(Box<SevSnpGuestProperties>),
-    /// [`ObjectType::ThreadContext`].
-    ThreadContext(Box<ThreadContextProperties>),
-    /// [`ObjectType::S390PvGuest`].
-    S390PvGuest,
     /// [`ObjectType::ThrottleGroup`].
     ThrottleGroup(Box<ThrottleGroupProperties>),
-    /// [`ObjectType::TlsCredsAnon`].
-    TlsCredsAnon(Box<TlsCredsAnonProperties>),
-    /// [`ObjectType::TlsCredsPsk`].
-    TlsCredsPsk(Box<TlsCredsPskProperties>),
     /// [`ObjectType::TlsCredsX509`].
     TlsCredsX509(Box<TlsCredsX509Properties>),
-    /// [`ObjectType::TlsCipherSuites`].
-    TlsCipherSuites(Box<TlsCipherSuitesProperties>),
-    /// [`ObjectType::XRemoteObject`].
-    XRemoteObject(Box<RemoteObjectProperties>),
-    /// [`ObjectType::XVfioUserServer`].
-    XVfioUserServer(Box<VfioUserServerProperties>),
 }
 
 impl ObjectOptionsBranch {
     /// The value of the discriminator.
     pub fn kind(&self) -> ObjectType {
         match self {
-            Self::AcpiGenericInitiator(_) => ObjectType::AcpiGenericInitiator,
-            Self::AcpiGenericPort(_) => ObjectType::AcpiGenericPort,
             Self::AuthzList(_) => ObjectType::AuthzList,
             Self::AuthzListfile(_) => ObjectType::AuthzListfile,
-            Self::AuthzPam(_) => ObjectType::AuthzPam,
             Self::AuthzSimple(_) => ObjectType::AuthzSimple,
-            Self::CanBus => ObjectType::CanBus,
-            Self::CanHostSocketcan(_) => ObjectType::CanHostSocketcan,
-            Self::ColoCompare(_) => ObjectType::ColoCompare,
-            Self::CryptodevBackend(_) => ObjectType::CryptodevBackend,
-            Self::CryptodevBackendBuiltin(_) => ObjectType::CryptodevBackendBuiltin,
-            Self::CryptodevBackendLkcf(_) => ObjectType::CryptodevBackendLkcf,
-            Self::CryptodevVhostUser(_) => ObjectType::CryptodevVhostUser,
-            Self::DbusVmstate(_) => ObjectType::DbusVmstate,
-            Self::FilterBuffer(_) => ObjectType::FilterBuffer,
-            Self::FilterDump(_) => ObjectType::FilterDump,
-            Self::FilterMirror(_) => ObjectType::FilterMirror,
-            Self::FilterRedirector(_) => ObjectType::FilterRedirector,
-            Self::FilterReplay(_) => ObjectType::FilterReplay,
-            Self::FilterRewriter(_) => ObjectType::FilterRewriter,
-            Self::InputBarrier(_) => ObjectType::InputBarrier,
-            Self::InputLinux(_) => ObjectType::InputLinux,
-            Self::Iommufd(_) => ObjectType::Iommufd,
             Self::Iothread(_) => ObjectType::Iothread,
-            Self::MainLoop(_) => ObjectType::MainLoop,
-            Self::MemoryBackendEpc(_) => ObjectType::MemoryBackendEpc,
-            Self::MemoryBackendFile(_) => ObjectType::MemoryBackendFile,
-            Self::MemoryBackendMemfd(_) => ObjectType::MemoryBackendMemfd,
-            Self::MemoryBackendRam(_) => ObjectType::MemoryBackendRam,
-            Self::MemoryBackendShm(_) => ObjectType::MemoryBackendShm,
-            Self::PefGuest => ObjectType::PefGuest,
-            Self::PrManagerHelper(_) => ObjectType::PrManagerHelper,
-            Self::Qtest(_) => ObjectType::Qtest,
-            Self::RngBuiltin(_) => ObjectType::RngBuiltin,
-            Self::RngEgd(_) => ObjectType::RngEgd,
-            Self::RngRandom(_) => ObjectType::RngRandom,
             Self::Secret(_) => ObjectType::Secret,
-            Self::SecretKeyring(_) => ObjectType::SecretKeyring,
-            Self::SevGuest(_) => ObjectType::SevGuest,
-            Self::SevSnpGuest(_) => ObjectType::SevSnpGuest,
-            Self::ThreadContext(_) => ObjectType::ThreadContext,
-            Self::S390PvGuest => ObjectType::S390PvGuest,
             Self::ThrottleGroup(_) => ObjectType::ThrottleGroup,
-            Self::TlsCredsAnon(_) => ObjectType::TlsCredsAnon,
-            Self::TlsCredsPsk(_) => ObjectType::TlsCredsPsk,
             Self::TlsCredsX509(_) => ObjectType::TlsCredsX509,
-            Self::TlsCipherSuites(_) => ObjectType::TlsCipherSuites,
-            Self::XRemoteObject(_) => ObjectType::XRemoteObject,
-            Self::XVfioUserServer(_) => ObjectType::XVfioUserServer,
         }
     }
 }
@@ -1817,55 +1607,13 @@ impl QapiObject for ObjectOptions {
         let qom_type: ObjectType = members.required("qom-type")?;
         let id = members.required("id")?;
         let qom_type = match qom_type {
-            ObjectType::AcpiGenericInitiator => ObjectOptionsBranch::AcpiGenericInitiator(Box::new(QapiObject::read_members(members)?)),
-            ObjectType::AcpiGenericPort => ObjectOptionsBranch::AcpiGenericPort(Box::new(QapiObject::read_members(members)?)),
             ObjectType::AuthzList => ObjectOptionsBranch::AuthzList(Box::new(QapiObject::read_members(members)?)),
             ObjectType::AuthzListfile => ObjectOptionsBranch::AuthzListfile(Box::new(QapiObject::read_members(members)?)),
-            ObjectType::AuthzPam => ObjectOptionsBranch::AuthzPam(Box::new(QapiObject::read_members(members)?)),
             ObjectType::AuthzSimple => ObjectOptionsBranch::AuthzSimple(Box::new(QapiObject::read_members(members)?)),
-            ObjectType::CanBus => ObjectOptionsBranch::CanBus,
-            ObjectType::CanHostSocketcan => ObjectOptionsBranch::CanHostSocketcan(Box::new(QapiObject::read_members(members)?)),
-            ObjectType::ColoCompare => ObjectOptionsBranch::ColoCompare(Box::new(QapiObject::read_members(members)?)),
-            ObjectType::CryptodevBackend => ObjectOptionsBranch::CryptodevBackend(Box::new(QapiObject::read_members(members)?)),
-            ObjectType::CryptodevBackendBuiltin => ObjectOptionsBranch::CryptodevBackendBuiltin(Box::new(QapiObject::read_members(members)?)),
-            ObjectType::CryptodevBackendLkcf => ObjectOptionsBranch::CryptodevBackendLkcf(Box::new(QapiObject::read_members(members)?)),
-            ObjectType::CryptodevVhostUser => ObjectOptionsBranch::CryptodevVhostUser(Box::new(QapiObject::read_members(members)?)),
-            ObjectType::DbusVmstate => ObjectOptionsBranch::DbusVmstate(Box::new(QapiObject::read_members(members)?)),
-            ObjectType::FilterBuffer => ObjectOptionsBranch::FilterBuffer(Box::new(QapiObject::read_members(members)?)),
-            ObjectType::FilterDump => ObjectOptionsBranch::FilterDump(Box::new(QapiObject::read_members(members)?)),
-            ObjectType::FilterMirror => ObjectOptionsBranch::FilterMirror(Box::new(QapiObject::read_members(members)?)),
-            ObjectType::FilterRedirector => ObjectOptionsBranch::FilterRedirector(Box::new(QapiObject::read_members(members)?)),
-            ObjectType::FilterReplay => ObjectOptionsBranch::FilterReplay(Box::new(QapiObject::read_members(members)?)),
-            ObjectType::FilterRewriter => ObjectOptionsBranch::FilterRewriter(Box::new(QapiObject::read_members(members)?)),
-            ObjectType::InputBarrier => ObjectOptionsBranch::InputBarrier(Box::new(QapiObject::read_members(members)?)),
-            ObjectType::InputLinux => ObjectOptionsBranch::InputLinux(Box::new(QapiObject::read_members(members)?)),
-            ObjectType::Iommufd => ObjectOptionsBranch::Iommufd(Box::new(QapiObject::read_members(members)?)),
             ObjectType::Iothread => ObjectOptionsBranch::Iothread(Box::new(QapiObject::read_members(members)?)),
-            ObjectType::MainLoop => ObjectOptionsBranch::MainLoop(Box::new(QapiObject::read_members(members)?)),
-            ObjectType::MemoryBackendEpc => ObjectOptionsBranch::MemoryBackendEpc(Box::new(QapiObject::read_members(members)?)),
-            ObjectType::MemoryBackendFile => ObjectOptionsBranch::MemoryBackendFile(Box::new(QapiObject::read_members(members)?)),
-            ObjectType::MemoryBackendMemfd => ObjectOptionsBranch::MemoryBackendMemfd(Box::new(QapiObject::read_members(members)?)),
-            ObjectType::MemoryBackendRam => ObjectOptionsBranch::MemoryBackendRam(Box::new(QapiObject::read_members(members)?)),
-            ObjectType::MemoryBackendShm => ObjectOptionsBranch::MemoryBackendShm(Box::new(QapiObject::read_members(members)?)),
-            ObjectType::PefGuest => ObjectOptionsBranch::PefGuest,
-            ObjectType::PrManagerHelper => ObjectOptionsBranch::PrManagerHelper(Box::new(QapiObject::read_members(members)?)),
-            ObjectType::Qtest => ObjectOptionsBranch::Qtest(Box::new(QapiObject::read_members(members)?)),
-            ObjectType::RngBuiltin => ObjectOptionsBranch::RngBuiltin(Box::new(QapiObject::read_members(members)?)),
-            ObjectType::RngEgd => ObjectOptionsBranch::RngEgd(Box::new(QapiObject::read_members(members)?)),
-            ObjectType::RngRandom => ObjectOptionsBranch::RngRandom(Box::new(QapiObject::read_members(members)?)),
             ObjectType::Secret => ObjectOptionsBranch::Secret(Box::new(QapiObject::read_members(members)?)),
-            ObjectType::SecretKeyring => ObjectOptionsBranch::SecretKeyring(Box::new(QapiObject::read_members(members)?)),
-            ObjectType::SevGuest => ObjectOptionsBranch::SevGuest(Box::new(QapiObject::read_members(members)?)),
-            ObjectType::SevSnpGuest => ObjectOptionsBranch::SevSnpGuest(Box::new(QapiObject::read_members(members)?)),
-            ObjectType::ThreadContext => ObjectOptionsBranch::ThreadContext(Box::new(QapiObject::read_members(members)?)),
-            ObjectType::S390PvGuest => ObjectOptionsBranch::S390PvGuest,
             ObjectType::ThrottleGroup => ObjectOptionsBranch::ThrottleGroup(Box::new(QapiObject::read_members(members)?)),
-            ObjectType::TlsCredsAnon => ObjectOptionsBranch::TlsCredsAnon(Box::new(QapiObject::read_members(members)?)),
-            ObjectType::TlsCredsPsk => ObjectOptionsBranch::TlsCredsPsk(Box::new(QapiObject::read_members(members)?)),
             ObjectType::TlsCredsX509 => ObjectOptionsBranch::TlsCredsX509(Box::new(QapiObject::read_members(members)?)),
-            ObjectType::TlsCipherSuites => ObjectOptionsBranch::TlsCipherSuites(Box::new(QapiObject::read_members(members)?)),
-            ObjectType::XRemoteObject => ObjectOptionsBranch::XRemoteObject(Box::new(QapiObject::read_members(members)?)),
-            ObjectType::XVfioUserServer => ObjectOptionsBranch::XVfioUserServer(Box::new(QapiObject::read_members(members)?)),
         };
         Ok(Self { qom_type, id })
     }
@@ -1874,53 +1622,13 @@ impl QapiObject for ObjectOptions {
         put(out, "qom-type", &self.qom_type.kind());
         put(out, "id", &self.id);
         match &self.qom_type {
-            ObjectOptionsBranch::AcpiGenericInitiator(branch) => branch.write_members(out),
-            ObjectOptionsBranch::AcpiGenericPort(branch) => branch.write_members(out),
             ObjectOptionsBranch::AuthzList(branch) => branch.write_members(out),
             ObjectOptionsBranch::AuthzListfile(branch) => branch.write_members(out),
-            ObjectOptionsBranch::AuthzPam(branch) => branch.write_members(out),
             ObjectOptionsBranch::AuthzSimple(branch) => branch.write_members(out),
-            ObjectOptionsBranch::CanHostSocketcan(branch) => branch.write_members(out),
-            ObjectOptionsBranch::ColoCompare(branch) => branch.write_members(out),
-            ObjectOptionsBranch::CryptodevBackend(branch) => branch.write_members(out),
-            ObjectOptionsBranch::CryptodevBackendBuiltin(branch) => branch.write_members(out),
-            ObjectOptionsBranch::CryptodevBackendLkcf(branch) => branch.write_members(out),
-            ObjectOptionsBranch::CryptodevVhostUser(branch) => branch.write_members(out),
-            ObjectOptionsBranch::DbusVmstate(branch) => branch.write_members(out),
-            ObjectOptionsBranch::FilterBuffer(branch) => branch.write_members(out),
-            ObjectOptionsBranch::FilterDump(branch) => branch.write_members(out),
-            ObjectOptionsBranch::FilterMirror(branch) => branch.write_members(out),
-            ObjectOptionsBranch::FilterRedirector(branch) => branch.write_members(out),
-            ObjectOptionsBranch::FilterReplay(branch) => branch.write_members(out),
-            ObjectOptionsBranch::FilterRewriter(branch) => branch.write_members(out),
-            ObjectOptionsBranch::InputBarrier(branch) => branch.write_members(out),
-            ObjectOptionsBranch::InputLinux(branch) => branch.write_members(out),
-            ObjectOptionsBranch::Iommufd(branch) => branch.write_members(out),
             ObjectOptionsBranch::Iothread(branch) => branch.write_members(out),
-            ObjectOptionsBranch::MainLoop(branch) => branch.write_members(out),
-            ObjectOptionsBranch::MemoryBackendEpc(branch) => branch.write_members(out),
-            ObjectOptionsBranch::MemoryBackendFile(branch) => branch.write_members(out),
-            ObjectOptionsBranch::MemoryBackendMemfd(branch) => branch.write_members(out),
-            ObjectOptionsBranch::MemoryBackendRam(branch) => branch.write_members(out),
-            ObjectOptionsBranch::MemoryBackendShm(branch) => branch.write_members(out),
-            ObjectOptionsBranch::PrManagerHelper(branch) => branch.write_members(out),
-            ObjectOptionsBranch::Qtest(branch) => branch.write_members(out),
-            ObjectOptionsBranch::RngBuiltin(branch) => branch.write_members(out),
-            ObjectOptionsBranch::RngEgd(branch) => branch.write_members(out),
-            ObjectOptionsBranch::RngRandom(branch) => branch.write_members(out),
             ObjectOptionsBranch::Secret(branch) => branch.write_members(out),
-            ObjectOptionsBranch::SecretKeyring(branch) => branch.write_members(out),
-            ObjectOptionsBranch::SevGuest(branch) => branch.write_members(out),
-            ObjectOptionsBranch::SevSnpGuest(branch) => branch.write_members(out),
-            ObjectOptionsBranch::ThreadContext(branch) => branch.write_members(out),
             ObjectOptionsBranch::ThrottleGroup(branch) => branch.write_members(out),
-            ObjectOptionsBranch::TlsCredsAnon(branch) => branch.write_members(out),
-            ObjectOptionsBranch::TlsCredsPsk(branch) => branch.write_members(out),
             ObjectOptionsBranch::TlsCredsX509(branch) => branch.write_members(out),
-            ObjectOptionsBranch::TlsCipherSuites(branch) => branch.write_members(out),
-            ObjectOptionsBranch::XRemoteObject(branch) => branch.write_members(out),
-            ObjectOptionsBranch::XVfioUserServer(branch) => branch.write_members(out),
-            _ => {}
         }
     }
 }

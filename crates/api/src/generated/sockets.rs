@@ -247,8 +247,6 @@ pub enum SocketAddressLegacyBranch {
     Inet(Box<InetSocketAddressWrapper>),
     /// [`SocketAddressType::Unix`].
     Unix(Box<UnixSocketAddressWrapper>),
-    /// [`SocketAddressType::Vsock`].
-    Vsock(Box<VsockSocketAddressWrapper>),
     /// [`SocketAddressType::Fd`].
     Fd(Box<FdSocketAddressWrapper>),
 }
@@ -259,7 +257,6 @@ impl SocketAddressLegacyBranch {
         match self {
             Self::Inet(_) => SocketAddressType::Inet,
             Self::Unix(_) => SocketAddressType::Unix,
-            Self::Vsock(_) => SocketAddressType::Vsock,
             Self::Fd(_) => SocketAddressType::Fd,
         }
     }
@@ -271,7 +268,6 @@ impl QapiObject for SocketAddressLegacy {
         let r#type = match r#type {
             SocketAddressType::Inet => SocketAddressLegacyBranch::Inet(Box::new(QapiObject::read_members(members)?)),
             SocketAddressType::Unix => SocketAddressLegacyBranch::Unix(Box::new(QapiObject::read_members(members)?)),
-            SocketAddressType::Vsock => SocketAddressLegacyBranch::Vsock(Box::new(QapiObject::read_members(members)?)),
             SocketAddressType::Fd => SocketAddressLegacyBranch::Fd(Box::new(QapiObject::read_members(members)?)),
         };
         Ok(Self { r#type })
@@ -282,7 +278,6 @@ impl QapiObject for SocketAddressLegacy {
         match &self.r#type {
             SocketAddressLegacyBranch::Inet(branch) => branch.write_members(out),
             SocketAddressLegacyBranch::Unix(branch) => branch.write_members(out),
-            SocketAddressLegacyBranch::Vsock(branch) => branch.write_members(out),
             SocketAddressLegacyBranch::Fd(branch) => branch.write_members(out),
         }
     }
@@ -295,8 +290,6 @@ qapi_enum! {
         Inet = "inet",
         /// local socket
         Unix = "unix",
-        /// between host and guest
-        Vsock = "vsock",
         /// a socket passed or inherited as a descriptor
         Fd = "fd",
     }
@@ -316,8 +309,6 @@ pub enum SocketAddressBranch {
     Inet(Box<InetSocketAddress>),
     /// [`SocketAddressType::Unix`].
     Unix(Box<UnixSocketAddress>),
-    /// [`SocketAddressType::Vsock`].
-    Vsock(Box<VsockSocketAddress>),
     /// [`SocketAddressType::Fd`].
     Fd(Box<FdSocketAddress>),
 }
@@ -328,7 +319,6 @@ impl SocketAddressBranch {
         match self {
             Self::Inet(_) => SocketAddressType::Inet,
             Self::Unix(_) => SocketAddressType::Unix,
-            Self::Vsock(_) => SocketAddressType::Vsock,
             Self::Fd(_) => SocketAddressType::Fd,
         }
     }
@@ -340,7 +330,6 @@ impl QapiObject for SocketAddress {
         let r#type = match r#type {
             SocketAddressType::Inet => SocketAddressBranch::Inet(Box::new(QapiObject::read_members(members)?)),
             SocketAddressType::Unix => SocketAddressBranch::Unix(Box::new(QapiObject::read_members(members)?)),
-            SocketAddressType::Vsock => SocketAddressBranch::Vsock(Box::new(QapiObject::read_members(members)?)),
             SocketAddressType::Fd => SocketAddressBranch::Fd(Box::new(QapiObject::read_members(members)?)),
         };
         Ok(Self { r#type })
@@ -351,7 +340,6 @@ impl QapiObject for SocketAddress {
         match &self.r#type {
             SocketAddressBranch::Inet(branch) => branch.write_members(out),
             SocketAddressBranch::Unix(branch) => branch.write_members(out),
-            SocketAddressBranch::Vsock(branch) => branch.write_members(out),
             SocketAddressBranch::Fd(branch) => branch.write_members(out),
         }
     }

@@ -343,17 +343,16 @@ impl QapiObject for TransactionProperties {
     }
 }
 
-/// Arguments of `transaction`.
+/// `q_obj_transaction-arg` of the schema.
 #[derive(Debug, Clone, PartialEq)]
-pub struct TransactionArgs {
-    /// the actions
+pub struct TransactionArg {
+    /// Member `actions`.
     pub actions: Vec<TransactionAction>,
-    /// what holds for all of them (default: as the members'
-    /// defaults)
+    /// Member `properties`.
     pub properties: Option<TransactionProperties>,
 }
 
-impl QapiObject for TransactionArgs {
+impl QapiObject for TransactionArg {
     fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
         Ok(Self {
             actions: members.required("actions")?,
@@ -365,26 +364,4 @@ impl QapiObject for TransactionArgs {
         put(out, "actions", &self.actions);
         put_optional(out, "properties", &self.properties);
     }
-}
-
-/// The handlers of the commands of schema module `transaction`. `C` is what a monitor tells them of the caller.
-pub trait TransactionCommands<C>: Send + Sync + 'static {
-    /// Does several actions as one: all happen at the same moment, or none
-    /// does.  Jobs that it starts go on after it; their success is not part
-    /// of the reply.  Actions are undone if a later one fails.
-    fn transaction(&self, context: Arc<C>, arguments: TransactionArgs) -> impl Future<Output = Result<(), QmpError>> + Send;
-}
-
-/// Enters the commands of schema module `transaction` into a table.
-pub fn register_transaction<C, H>(table: &mut CommandTable<C>, handler: Arc<H>)
-where
-    C: Send + Sync + 'static,
-    H: TransactionCommands<C>,
-{
-    let spec = CommandSpec { name: "transaction", allow_oob: false, allow_preconfig: true, success_response: true, coroutine: false, features: &[] };
-    let shared = Arc::clone(&handler);
-    table.add(spec, move |context, arguments: TransactionArgs| {
-        let handler = Arc::clone(&shared);
-        async move { handler.transaction(context, arguments).await }
-    });
 }

@@ -1,0 +1,111 @@
+//! Monitors: what they share, and the serving of their chardevs.
+
+use std::sync::Arc;
+
+use api::{CommandTable, VersionInfo};
+use chardev::{ByteStream, ChardevClaim};
+use parking_lot::Mutex;
+use qmp_wire::Style;
+use serde_json::Value;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::caller::Caller;
+use crate::client::Client;
+use crate::events::EventBus;
+
+/// The most clients that all monitors of a program serve at a time.
+pub const MAX_CLIENTS: usize = 1024;
+
+/// What all clients share.
+pub(crate) struct Shared {
+    pub(crate) table: CommandTable<Caller>,
+    pub(crate) events: Arc<EventBus>,
+    pub(crate) version: Value,
+}
+
+/// How one monitor behaves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MonitorOptions {
+    /// Its id, for messages.
+    pub id: Option<String>,
+    /// Whether output is spread over lines for people.
+    pub pretty: bool,
+}
+
+/// The monitors of one daemon or machine.
+pub struct MonitorServer {
+    shared: Arc<Shared>,
+    clients: Mutex<JoinSet<()>>,
+    closing: watch::Sender<bool>,
+    runtime: tokio::runtime::Handle,
+}
+
+impl MonitorServer {
+    /// A server for the commands of `table`, on `runtime`.
+    pub fn new(
+        table: CommandTable<Caller>,
+        events: Arc<EventBus>,
+        version: &VersionInfo,
+        runtime: tokio::runtime::Handle,
+    ) -> Arc<Self> {
+        let version = api::ToQapi::to_qapi(version);
+        let (closing, _) = watch::channel(false);
+        Arc::new(Self {
+            shared: Arc::new(Shared {
+                table,
+                events,
+                version,
+            }),
+            clients: Mutex::default(),
+            closing,
+            runtime,
+        })
+    }
+
+    /// Serves every connection of a chardev, each as a client of its own, as long as the server
+    /// lives.
+    pub fn serve_chardev(self: &Arc<Self>, mut claim: ChardevClaim, options: &MonitorOptions) {
+        let server = Arc::clone(self);
+        let style = if options.pretty {
+            Style::Pretty
+        } else {
+            Style::Compact
+        };
+        let mut closing = self.closing.subscribe();
+        self.runtime.spawn(async move {
+            loop {
+                let Some(connections) = claim.connections() else {
+                    return;
+                };
+                tokio::select! {
+                    connection = connections.recv() => match connection {
+                        Some(stream) => server.serve_stream(stream, style),
+                        None => return,
+                    },
+                    _ = closing.wait_for(|closing| *closing) => return,
+                }
+            }
+        });
+    }
+
+    /// Serves one client.
+    pub fn serve_stream(&self, stream: Box<dyn ByteStream>, style: Style) {
+        let mut clients = self.clients.lock();
+        // Those that have gone make room.
+        while clients.try_join_next().is_some() {}
+        if clients.len() >= MAX_CLIENTS {
+            tracing::warn!("{MAX_CLIENTS} clients are connected; another one is turned away");
+            return;
+        }
+        let client = Client::new(Arc::clone(&self.shared), stream, style);
+        clients.spawn_on(client.serve(self.closing.subscribe()), &self.runtime);
+    }
+
+    /// Says farewell to all clients: commands under way end, their replies are sent.
+    pub async fn close(&self) {
+        self.closing.send_replace(true);
+        let mut clients = std::mem::take(&mut *self.clients.lock());
+        while clients.join_next().await.is_some() {}
+    }
+}
