@@ -89,7 +89,7 @@ fn types() {
         "{ 'struct': 'Foo', 'data': [] }" => "s.json:1:28: 'data' of a struct must be an object";
         "{ 'struct': 'Foo', 'data': {}, 'extra': true }" => "s.json:1:32: unknown key 'extra' in a struct; expected 'struct', 'type', 'data', 'base', 'if', 'features'";
         "{ 'struct': 'Foo', 'base': 'int', 'data': {} }" => "s.json:1:28: 'base' requires a struct type, 'int' is not one";
-        "{ 'struct': 'Foo', 'base': 'Bar', 'data': {} }\n{ 'struct': 'Bar', 'base': 'Foo', 'data': {} }" => "s.json:1:1: struct 'Foo' is its own base";
+        "{ 'struct': 'Foo', 'base': 'Bar', 'data': {} }\n{ 'struct': 'Bar', 'base': 'Foo', 'data': {} }" => "s.json:1:1: struct 'Foo' is its own base\ns.json:2:1: struct 'Bar' is its own base";
         "{ 'struct': 'Foo', 'data': { 'a': 'int' } }\n{ 'struct': 'Bar', 'base': 'Foo', 'data': { 'a': 'str' } }" => "s.json:2:45: member 'a' is defined twice";
         "{ 'enum': 'Foo', 'data': [ { 'nam': 'a' } ] }" => "s.json:1:28: an enum value needs a 'name' that is a string\ns.json:1:30: unknown key 'nam' in an enum value; expected 'name', 'if', 'features'";
         "{ 'alternate': 'Foo', 'data': {} }" => "s.json:1:31: an alternate needs at least one alternative";
@@ -304,6 +304,30 @@ fn documentation() {
     assert_eq!(
         complaint("##\n# text\n{ 'event': 'E' }"),
         "s.json:1:1: documentation comment lacks the closing '##'"
+    );
+}
+
+#[test]
+fn everything_has_a_limit() {
+    let members: String = (0..5000).map(|n| format!("'m{n}': 'int',")).collect();
+    let many = format!(
+        "{{ 'struct': 'Foo', 'data': {{ {} }} }}",
+        members.trim_end_matches(',')
+    );
+    assert_eq!(complaint(&many), "s.json:1:30: more than 4096 members");
+    let chain: String = (0..100)
+        .map(|n| {
+            format!(
+                "{{ 'struct': 'Ss{}', 'base': 'Ss{n}', 'data': {{}} }}\n",
+                n + 1
+            )
+        })
+        .collect();
+    let chain = format!("{{ 'struct': 'Ss0', 'data': {{}} }}\n{chain}");
+    let first = complaint(&chain).lines().next().map(str::to_owned);
+    assert_eq!(
+        first.as_deref(),
+        Some("s.json:66:1: struct 'Ss65' has more than 64 bases")
     );
 }
 
