@@ -2,9 +2,10 @@
 //! that has every construct of the language (`tests/schema/language.json`).
 
 #[rustfmt::skip]
-#[allow(missing_docs, dead_code, unused_imports, unreachable_patterns, clippy::all, reason = "generated")]
+#[allow(missing_docs, dead_code, unused_imports, unused_macros, unreachable_patterns, clippy::all, reason = "generated")]
 mod generated;
 
+mod agreement;
 mod keyval;
 mod language;
 mod table;

@@ -100,10 +100,14 @@ pub fn commands(schema: &Schema, names: &Names) -> String {
         );
     }
     out.push_str("\n/// The names of all commands, in ascending order.\npub const COMMAND_NAMES: &[&str] = &[\n");
-    for name in all {
+    for name in &all {
         let _ = writeln!(out, "    \"{name}\",");
     }
-    out.push_str("];\n");
+    out.push_str("];\n\n/// Calls a macro with the types of all commands.\n#[cfg(test)]\nmacro_rules! for_each_command {\n    ($macro:ident, $($prefix:tt)*) => {\n        $macro! { $($prefix)*\n");
+    for name in &all {
+        let _ = writeln!(out, "            {}", camel(name, false));
+    }
+    out.push_str("        }\n    };\n}\n#[cfg(test)]\npub(crate) use for_each_command;\n");
     out
 }
 

@@ -51,6 +51,69 @@ impl Command for QomRead {
     type Output = Value;
 }
 
+/// `blockdev-reopen` of the schema.
+pub struct BlockdevReopen;
+
+impl Command for BlockdevReopen {
+    const NAME: &'static str = "blockdev-reopen";
+    type Args = schema::BlockdevReopenArgs;
+    type Output = ();
+}
+
+/// `udp-add` of the schema.
+pub struct UdpAdd;
+
+impl Command for UdpAdd {
+    const NAME: &'static str = "udp-add";
+    type Args = schema::UdpAddArgs;
+    type Output = ();
+}
+
+/// `job-pause` of the schema.
+pub struct JobPause;
+
+impl Command for JobPause {
+    const NAME: &'static str = "job-pause";
+    type Args = schema::JobPauseArgs;
+    type Output = ();
+}
+
+/// `qom-set` of the schema.
+pub struct QomSet;
+
+impl Command for QomSet {
+    const NAME: &'static str = "qom-set";
+    type Args = schema::QomSetArgs;
+    type Output = ();
+}
+
+/// `qmp-capabilities` of the schema.
+pub struct QmpCapabilities;
+
+impl Command for QmpCapabilities {
+    const NAME: &'static str = "qmp-capabilities";
+    type Args = schema::QmpCapabilitiesArgs;
+    type Output = ();
+}
+
+/// `block-dirty-bitmap-merge` of the schema.
+pub struct BlockDirtyBitmapMerge;
+
+impl Command for BlockDirtyBitmapMerge {
+    const NAME: &'static str = "block-dirty-bitmap-merge";
+    type Args = schema::BlockDirtyBitmapMergeArgs;
+    type Output = ();
+}
+
+/// `transaction` of the schema.
+pub struct Transaction;
+
+impl Command for Transaction {
+    const NAME: &'static str = "transaction";
+    type Args = schema::TransactionArgs;
+    type Output = ();
+}
+
 /// Draws.  Text that rustdoc could trip over: \[a\] \<b\> `c`:
 ///
 /// indented
@@ -103,13 +166,48 @@ impl Command for Raw {
 /// The names of all commands, in ascending order.
 pub const COMMAND_NAMES: &[&str] = &[
     "add-shape",
+    "block-dirty-bitmap-merge",
+    "blockdev-reopen",
     "connect_to",
     "draw",
+    "job-pause",
     "netdev_new",
+    "qmp-capabilities",
     "qom-read",
+    "qom-set",
     "query-old-version",
     "query-width",
     "raw",
     "reset",
     "roll",
+    "transaction",
+    "udp-add",
 ];
+
+/// Calls a macro with the types of all commands.
+#[cfg(test)]
+macro_rules! for_each_command {
+    ($macro:ident, $($prefix:tt)*) => {
+        $macro! { $($prefix)*
+            AddShape
+            BlockDirtyBitmapMerge
+            BlockdevReopen
+            ConnectTo
+            Draw
+            JobPause
+            NetdevNew
+            QmpCapabilities
+            QomRead
+            QomSet
+            QueryOldVersion
+            QueryWidth
+            Raw
+            Reset
+            Roll
+            Transaction
+            UdpAdd
+        }
+    };
+}
+#[cfg(test)]
+pub(crate) use for_each_command;

@@ -5,12 +5,14 @@
 pub mod language;
 pub mod era_2_11;
 pub mod era_1_2;
+pub mod observed;
 pub mod commands;
 pub mod events;
 
 pub use language::*;
 pub use era_2_11::*;
 pub use era_1_2::*;
+pub use observed::*;
 pub use commands::COMMAND_NAMES;
 pub use events::{EVENT_NAMES, Event};
 
