@@ -24,20 +24,43 @@ pub fn run(arguments: &[String]) -> anyhow::Result<ExitCode> {
         [flag] if flag == "--check" => true,
         _ => bail!("usage: cargo xtask codegen [--check]"),
     };
-    let folder = api_folder().join("src/generated");
-    let files = qapi_codegen::generate(&served_schema()?)?;
-    let stale = stale_files(&folder, &files);
+    let mut stale = false;
+    for (folder, files) in targets()? {
+        stale |= update(&folder, &files, check)?;
+    }
+    Ok(if check && stale {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+/// Each generated folder with what belongs there: that of the protocol, and that of a schema with
+/// every construct of the language, for the tests of the crate `api`.
+fn targets() -> anyhow::Result<Vec<(PathBuf, Vec<GeneratedFile>)>> {
+    let tests = api_folder().join("src/tests");
+    let path = tests.join("schema/language.json");
+    let language = qapi::load(&Files, &path.to_string_lossy(), &qapi::Options::default())?;
+    let language = language.restrict(&BTreeSet::new(), &Pending::default())?;
+    Ok(vec![
+        (
+            api_folder().join("src/generated"),
+            qapi_codegen::generate(&served_schema()?)?,
+        ),
+        (tests.join("generated"), qapi_codegen::generate(&language)?),
+    ])
+}
+
+/// Writes what is stale in a folder, or only tells it; says whether there was any.
+fn update(folder: &Path, files: &[GeneratedFile], check: bool) -> anyhow::Result<bool> {
+    let stale = stale_files(folder, files);
     if check {
         for name in &stale {
-            println!("{name} is stale");
+            println!("{} is stale", folder.join(name).display());
         }
-        return Ok(if stale.is_empty() {
-            ExitCode::SUCCESS
-        } else {
-            ExitCode::FAILURE
-        });
+        return Ok(!stale.is_empty());
     }
-    std::fs::create_dir_all(&folder)?;
+    std::fs::create_dir_all(folder)?;
     for name in &stale {
         let path = folder.join(name);
         match files.iter().find(|file| file.name == *name) {
@@ -47,7 +70,7 @@ pub fn run(arguments: &[String]) -> anyhow::Result<ExitCode> {
         .with_context(|| format!("cannot update {}", path.display()))?;
         println!("{name}");
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(!stale.is_empty())
 }
 
 /// The names of files that differ from what is generated, are not there, or should not be.

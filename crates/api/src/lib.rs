@@ -40,6 +40,7 @@ mod event_sink;
 #[rustfmt::skip]
 #[allow(
     missing_docs,
+    unreachable_patterns,
     clippy::all,
     clippy::pedantic,
     reason = "generated: the schema's checker has its own rules on names and documentation"

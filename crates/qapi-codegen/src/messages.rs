@@ -75,7 +75,7 @@ pub fn events(schema: &Schema, names: &Names) -> String {
 /// `commands.rs`.
 pub fn commands(schema: &Schema, names: &Names) -> String {
     let mut out = format!(
-        "{HEADER}\n//! Every command of the schema, for clients.\n\nuse super::prelude::*;\nuse crate::generated as schema;\n"
+        "{HEADER}\n//! Every command of the schema, for clients.\n\nuse super::prelude::*;\nuse super as schema;\n"
     );
     let mut all = BTreeSet::new();
     for (_, definition) in schema.definitions() {
@@ -100,10 +100,14 @@ pub fn commands(schema: &Schema, names: &Names) -> String {
         );
     }
     out.push_str("\n/// The names of all commands, in ascending order.\npub const COMMAND_NAMES: &[&str] = &[\n");
-    for name in all {
+    for name in &all {
         let _ = writeln!(out, "    \"{name}\",");
     }
-    out.push_str("];\n");
+    out.push_str("];\n\n/// Calls a macro with the types of all commands.\n#[cfg(test)]\nmacro_rules! for_each_command {\n    ($macro:ident, $($prefix:tt)*) => {\n        $macro! { $($prefix)*\n");
+    for name in &all {
+        let _ = writeln!(out, "            {}", camel(name, false));
+    }
+    out.push_str("        }\n    };\n}\n#[cfg(test)]\npub(crate) use for_each_command;\n");
     out
 }
 

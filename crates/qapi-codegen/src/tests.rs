@@ -1,1 +1,86 @@
+//! What cannot be generated, and what names become. That the text compiles and behaves is tested in
+//! the crate `api`, with a schema that has every construct of the language.
 
+use std::collections::BTreeMap;
+
+use super::*;
+
+fn generated(text: &str) -> Result<BTreeMap<String, String>, CodegenError> {
+    let loader = BTreeMap::from([("s.json".to_owned(), text.to_owned())]);
+    let schema = qapi::load(&loader, "s.json", &qapi::Options::default())?;
+    Ok(generate(&schema)?
+        .into_iter()
+        .map(|file| (file.name, file.text))
+        .collect())
+}
+
+fn error_of(text: &str) -> String {
+    generated(text).unwrap_err().to_string()
+}
+
+#[test]
+fn names_follow_the_rules() {
+    for (name, field, camel) in [
+        ("node-name", "node_name", "NodeName"),
+        ("type", "r#type", "Type"),
+        ("self", "self_", "Self_"),
+        ("CPU", "cpu", "CPU"),
+        ("4k", "n4k", "N4k"),
+        ("x-check.it", "x_check_it", "XCheckIt"),
+    ] {
+        assert_eq!(names::field(name), field);
+        assert_eq!(names::camel(name, false), camel);
+    }
+    assert_eq!(names::camel("JOB_STATUS_CHANGE", true), "JobStatusChange");
+    assert_eq!(names::module("block-core"), "block_core");
+    assert_eq!(names::module("era.2"), "era_2");
+}
+
+#[test]
+fn clashes_are_errors() {
+    let pragma = "{ 'pragma': { 'member-name-exceptions': [ 'Cpu' ] } }\n";
+    assert_eq!(
+        error_of(&format!(
+            "{pragma}{{ 'struct': 'Cpu', 'data': {{ 'pc': 'int', 'PC': 'int' }} }}"
+        )),
+        "'pc' and 'PC' would both be 'pc' in Rust; rename one"
+    );
+    assert_eq!(
+        error_of("{ 'command': 'go', 'data': { 'a': 'int' } }\n{ 'struct': 'GoArgs', 'data': {} }"),
+        "'GoArgs' and 'q_obj_go-arg' would both be 'GoArgs' in Rust; rename one"
+    );
+    assert!(error_of("{ 'command': 'x' ").starts_with("s.json:1:18: "));
+}
+
+#[test]
+fn names_that_the_text_needs_are_avoided() {
+    let files = generated(
+        "{ 'struct': 'String', 'data': { 'str': 'str' } }\n{ 'command': 'c', 'returns': 'String' }",
+    )
+    .unwrap();
+    assert!(files["s.rs"].contains("pub struct StringType {\n"));
+    assert!(files["commands.rs"].contains("type Output = schema::StringType;"));
+}
+
+#[test]
+fn the_same_schema_gives_the_same_text() {
+    let text = "{ 'struct': 'Aa', 'data': { 'b': [ 'Bb' ] } }\n{ 'enum': 'Bb', 'data': [ 'x' ] }\n{ 'event': 'E', 'data': 'Aa' }";
+    let files = generated(text).unwrap();
+    assert_eq!(files, generated(text).unwrap());
+    assert_eq!(
+        files.keys().collect::<Vec<_>>(),
+        [
+            "commands.rs",
+            "events.rs",
+            "introspection.json",
+            "mod.rs",
+            "s.rs"
+        ]
+    );
+    let loader = BTreeMap::from([("s.json".to_owned(), text.to_owned())]);
+    assert!(
+        rust_text(&loader, "s.json")
+            .unwrap()
+            .contains("// ===== s.rs\n")
+    );
+}

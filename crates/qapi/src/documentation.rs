@@ -1,7 +1,7 @@
 //! Documentation comments: their parts, not yet held against a definition.
 
 use crate::lexer::CommentBlock;
-use crate::source::{Position, Problem};
+use crate::source::{MEMBERS_MAX, Position, Problem};
 
 /// A documentation comment.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -246,6 +246,10 @@ impl Reader {
                 position,
                 format!("'{name}' is described twice"),
             ));
+        }
+        if list.len() >= MEMBERS_MAX {
+            let message = format!("more than {MEMBERS_MAX} descriptions");
+            return Err(Problem::new(position, message));
         }
         list.push(DocumentedName {
             name: name.to_owned(),

@@ -72,13 +72,14 @@ pub fn load(loader: &dyn SourceLoader, path: &str, options: &Options) -> Result<
         problems,
         ..
     } = reader;
-    let problems = match problems.list.is_empty() {
-        true => match check::check(modules, items, pragmas) {
+    let mut problems = problems;
+    if problems.list.is_empty() {
+        match check::check(modules, items, pragmas) {
             Ok(schema) => return Ok(schema),
-            Err(problems) => problems,
-        },
-        false => problems,
-    };
+            Err(found) => problems = found,
+        }
+    }
+    problems.list.sort_by_key(|problem| problem.position);
     let diagnostics = problems
         .list
         .into_iter()

@@ -143,12 +143,11 @@ fn tail(out: &mut String, definition: &Definition) {
     described(out, "Features", lines);
     for section in &documentation.sections {
         if section.tag != SectionTag::Todo {
-            let _ = writeln!(
-                out,
-                "**{}:** {}\n",
-                section.tag.title(),
-                references(&section.text)
-            );
+            // A list begins on a line of its own.
+            let list = section.text.starts_with(['-', '*']);
+            let gap = if list { "\n\n" } else { " " };
+            let text = references(&section.text);
+            let _ = writeln!(out, "**{}:**{gap}{text}\n", section.tag.title());
         }
     }
     if let Some(condition) = &definition.condition {

@@ -65,6 +65,7 @@ impl Schema {
             }
         }
         schema.drop_branches_without_value();
+        schema.drop_arguments_without_owner();
         schema.check_closed()?;
         Ok(schema)
     }
@@ -87,6 +88,27 @@ impl Schema {
                 && let DefinitionKind::Union { branches, .. } = &mut definition.kind
             {
                 branches.retain(|branch| values.contains(&branch.case));
+            }
+        }
+    }
+
+    /// Arguments that are written in place go with their command or event.
+    fn drop_arguments_without_owner(&mut self) {
+        let owned: Vec<(DefinitionId, bool)> = self
+            .definitions
+            .iter()
+            .filter_map(|definition| match &definition.kind {
+                DefinitionKind::Command(command) => Some((command.arguments?, definition.removed)),
+                DefinitionKind::Event { arguments, .. } => {
+                    Some(((*arguments)?, definition.removed))
+                }
+                _ => None,
+            })
+            .collect();
+        for (id, removed) in owned {
+            let index = usize::try_from(id.0).unwrap_or(usize::MAX);
+            if let Some(arguments) = self.definitions.get_mut(index).filter(|d| d.implicit) {
+                arguments.removed |= removed;
             }
         }
     }

@@ -13,6 +13,10 @@ pub const NESTING_MAX: usize = 32;
 pub const INCLUDE_DEPTH_MAX: usize = 64;
 /// Most diagnostics that are collected before checking stops.
 pub const DIAGNOSTICS_MAX: usize = 100;
+/// Most members, values or branches in one definition.
+pub const MEMBERS_MAX: usize = 4096;
+/// Longest chain of bases of a struct.
+pub const BASES_MAX: usize = 64;
 /// Most definitions in one schema, implicit ones included.
 pub const DEFINITIONS_MAX: usize = 1 << 20;
 

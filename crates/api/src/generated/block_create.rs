@@ -831,37 +831,6 @@ impl QapiObject for BlockdevCreateArgs {
     }
 }
 
-/// `q_obj_x-blockdev-amend-arg` of the schema.
-#[derive(Debug, Clone, PartialEq)]
-pub struct XBlockdevAmendArg {
-    /// Member `job-id`.
-    pub job_id: String,
-    /// Member `node-name`.
-    pub node_name: String,
-    /// Member `options`.
-    pub options: BlockdevAmendOptions,
-    /// Member `force`.
-    pub force: Option<bool>,
-}
-
-impl QapiObject for XBlockdevAmendArg {
-    fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
-        Ok(Self {
-            job_id: members.required("job-id")?,
-            node_name: members.required("node-name")?,
-            options: members.required("options")?,
-            force: members.optional("force")?,
-        })
-    }
-
-    fn write_members(&self, out: &mut Map<String, Value>) {
-        put(out, "job-id", &self.job_id);
-        put(out, "node-name", &self.node_name);
-        put(out, "options", &self.options);
-        put_optional(out, "force", &self.force);
-    }
-}
-
 /// The handlers of the commands of schema module `block-create`. `C` is what a monitor tells them of the caller.
 pub trait BlockCreateCommands<C>: Send + Sync + 'static {
     /// Starts a job that makes an image.  For a format, the node of its

@@ -1025,29 +1025,6 @@ impl QapiObject for BlockdevDelArgs {
     }
 }
 
-/// `q_obj_blockdev-set-active-arg` of the schema.
-#[derive(Debug, Clone, PartialEq)]
-pub struct BlockdevSetActiveArg {
-    /// Member `node-name`.
-    pub node_name: Option<String>,
-    /// Member `active`.
-    pub active: bool,
-}
-
-impl QapiObject for BlockdevSetActiveArg {
-    fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
-        Ok(Self {
-            node_name: members.optional("node-name")?,
-            active: members.required("active")?,
-        })
-    }
-
-    fn write_members(&self, out: &mut Map<String, Value>) {
-        put_optional(out, "node-name", &self.node_name);
-        put(out, "active", &self.active);
-    }
-}
-
 /// The handlers of the commands of schema module `blockdev`. `C` is what a monitor tells them of the caller.
 pub trait BlockdevCommands<C>: Send + Sync + 'static {
     /// Opens a block node, along with those it is made of.

@@ -936,29 +936,6 @@ impl QapiObject for ChardevSendBreakArgs {
     }
 }
 
-/// `q_obj_VSERPORT_CHANGE-arg` of the schema.
-#[derive(Debug, Clone, PartialEq)]
-pub struct VSERPORTCHANGEArg {
-    /// Member `id`.
-    pub id: String,
-    /// Member `open`.
-    pub open: bool,
-}
-
-impl QapiObject for VSERPORTCHANGEArg {
-    fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
-        Ok(Self {
-            id: members.required("id")?,
-            open: members.required("open")?,
-        })
-    }
-
-    fn write_members(&self, out: &mut Map<String, Value>) {
-        put(out, "id", &self.id);
-        put(out, "open", &self.open);
-    }
-}
-
 /// The handlers of the commands of schema module `char`. `C` is what a monitor tells them of the caller.
 pub trait CharCommands<C>: Send + Sync + 'static {
     /// Lists the character devices.

@@ -3,7 +3,7 @@
 //! Every command of the schema, for clients.
 
 use super::prelude::*;
-use crate::generated as schema;
+use super as schema;
 
 /// Asks a job to pause.  The reply comes at once; the job pauses at its
 /// next chance, becoming paused (from running) or standby (from ready).
@@ -553,3 +553,64 @@ pub const COMMAND_NAMES: &[&str] = &[
     "ringbuf-write",
     "x-debug-query-block-graph",
 ];
+
+/// Calls a macro with the types of all commands.
+#[cfg(test)]
+macro_rules! for_each_command {
+    ($macro:ident, $($prefix:tt)*) => {
+        $macro! { $($prefix)*
+            AddFd
+            BlockExportAdd
+            BlockExportDel
+            BlockResize
+            BlockdevAdd
+            BlockdevCreate
+            BlockdevDel
+            BlockdevReopen
+            ChardevAdd
+            ChardevChange
+            ChardevRemove
+            ChardevSendBreak
+            Closefd
+            Getfd
+            JobCancel
+            JobComplete
+            JobDismiss
+            JobFinalize
+            JobPause
+            JobResume
+            NbdServerAdd
+            NbdServerRemove
+            NbdServerStart
+            NbdServerStop
+            ObjectAdd
+            ObjectDel
+            QmpCapabilities
+            QomGet
+            QomList
+            QomListGet
+            QomListProperties
+            QomListTypes
+            QomSet
+            QueryBlock
+            QueryBlockExports
+            QueryBlockstats
+            QueryChardev
+            QueryChardevBackends
+            QueryCommands
+            QueryEvents
+            QueryFdsets
+            QueryJobs
+            QueryNamedBlockNodes
+            QueryQmpSchema
+            QueryVersion
+            Quit
+            RemoveFd
+            RingbufRead
+            RingbufWrite
+            XDebugQueryBlockGraph
+        }
+    };
+}
+#[cfg(test)]
+pub(crate) use for_each_command;

@@ -342,26 +342,3 @@ impl QapiObject for TransactionProperties {
         put_optional(out, "completion-mode", &self.completion_mode);
     }
 }
-
-/// `q_obj_transaction-arg` of the schema.
-#[derive(Debug, Clone, PartialEq)]
-pub struct TransactionArg {
-    /// Member `actions`.
-    pub actions: Vec<TransactionAction>,
-    /// Member `properties`.
-    pub properties: Option<TransactionProperties>,
-}
-
-impl QapiObject for TransactionArg {
-    fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
-        Ok(Self {
-            actions: members.required("actions")?,
-            properties: members.optional("properties")?,
-        })
-    }
-
-    fn write_members(&self, out: &mut Map<String, Value>) {
-        put(out, "actions", &self.actions);
-        put_optional(out, "properties", &self.properties);
-    }
-}

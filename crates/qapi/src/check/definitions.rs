@@ -8,7 +8,7 @@ use crate::schema::{
     Alternative, Builtin, Command, DefinitionId, DefinitionKind, EnumValue, JsonKind, Member,
     NamedType, TypeRef,
 };
-use crate::source::{Position, Problem};
+use crate::source::{MEMBERS_MAX, Position, Problem};
 
 /// Where members belong, for names of implicit types and for messages.
 #[derive(Clone, Copy)]
@@ -65,6 +65,14 @@ impl Checker {
         entry
     }
 
+    /// Refuses more members than [`MEMBERS_MAX`].
+    pub(super) fn check_count(&mut self, count: usize, position: Position) {
+        if count > MEMBERS_MAX {
+            self.problems
+                .at(position, format!("more than {MEMBERS_MAX} members"));
+        }
+    }
+
     fn enumeration(&mut self, owner: Owner<'_>, top: &TopLevel) -> Option<DefinitionKind> {
         self.keys(
             &top.entries,
@@ -87,6 +95,7 @@ impl Checker {
                 .at(data.value.position, "'data' of an enum must be an array");
             return None;
         };
+        self.check_count(list.len(), data.value.position);
         let mut values = Vec::new();
         let mut namespace = Namespace::default();
         for item in list {
@@ -188,6 +197,9 @@ impl Checker {
     /// The members of an object of `MEMBERS`.
     pub(super) fn members(&mut self, owner: Owner<'_>, entries: &[Entry]) -> Vec<Member> {
         let strictness = self.strictness(owner.name, owner.dialect);
+        if let Some(first) = entries.first() {
+            self.check_count(entries.len(), first.key_position);
+        }
         let mut namespace = Namespace::default();
         let mut members = Vec::new();
         for entry in entries {
@@ -218,6 +230,10 @@ impl Checker {
         optional: bool,
         entry: &Entry,
     ) -> Option<Member> {
+        if owner.dialect == Dialect::Era1_2 && entry.value.as_str() == Some("**") {
+            // Stands for any further arguments, not for a member of this name.
+            return None;
+        }
         let what = format!("member '{name}'");
         let position = entry.key_position;
         let mut condition = None;
@@ -257,7 +273,7 @@ impl Checker {
     }
 
     fn member_type(&mut self, expr: &Expr, what: &str, owner: Owner<'_>) -> Option<TypeRef> {
-        if owner.dialect == Dialect::Era1_2 && matches!(expr.as_str(), Some("**" | "visitor")) {
+        if owner.dialect == Dialect::Era1_2 && expr.as_str() == Some("visitor") {
             return Some(TypeRef::One(NamedType::Builtin(Builtin::Any)));
         }
         self.type_ref(expr, what)

@@ -39,7 +39,7 @@ enum Meta {
     Event,
 }
 
-/// Checks everything and gives the schema, or every problem in order of position.
+/// Checks everything and gives the schema, or every problem.
 pub(crate) fn check(
     modules: Vec<RawModule>,
     items: Vec<(usize, RawItem)>,
@@ -71,12 +71,11 @@ pub(crate) fn check(
             checker.check_whole(*id, *meta, top);
         }
     }
-    let mut problems = checker.problems;
-    if problems.list.is_empty() {
-        return Ok(checker.schema);
+    if checker.problems.list.is_empty() {
+        Ok(checker.schema)
+    } else {
+        Err(checker.problems)
     }
-    problems.list.sort_by_key(|problem| problem.position);
-    Err(problems)
 }
 
 struct Checker {

@@ -8,7 +8,7 @@ use super::{Checker, Meta};
 use crate::dialect::Dialect;
 use crate::parser::{Entry, ExprValue, TopLevel};
 use crate::schema::{Branch, DefinitionId, DefinitionKind, EnumValue, Member, NamedType, TypeRef};
-use crate::source::{Position, Problem};
+use crate::source::{BASES_MAX, Position, Problem};
 
 impl Checker {
     pub(super) fn union(&mut self, owner: Owner<'_>, top: &TopLevel) -> Option<DefinitionKind> {
@@ -203,30 +203,35 @@ impl Checker {
         self.add_implicit(name, position, owner.module, kind, None)
     }
 
-    /// Refuses structs that are their own base.
+    /// Refuses structs that are their own base, and chains of bases without measure.
     pub(super) fn check_bases(&mut self) {
-        let mut safe: HashSet<DefinitionId> = HashSet::new();
         let all: Vec<DefinitionId> = self.schema.definitions().map(|(id, _)| id).collect();
         for start in all {
-            let mut chain = Vec::new();
-            let mut next = Some(start);
+            let definition = self.schema.get(start);
+            let (position, name) = (definition.position, definition.name.clone());
+            let mut next = self.base_of(start);
+            let mut bases = 0;
             while let Some(id) = next {
-                if safe.contains(&id) {
+                bases += 1;
+                if id == start {
+                    self.problems
+                        .at(position, format!("struct '{name}' is its own base"));
                     break;
                 }
-                if chain.contains(&id) {
-                    let definition = self.schema.get(start);
-                    let message = format!("struct '{}' is its own base", definition.name);
-                    self.problems.at(definition.position, message);
+                if bases > BASES_MAX {
+                    let message = format!("struct '{name}' has more than {BASES_MAX} bases");
+                    self.problems.at(position, message);
                     break;
                 }
-                chain.push(id);
-                next = match &self.schema.get(id).kind {
-                    DefinitionKind::Struct { base, .. } => *base,
-                    _ => None,
-                };
+                next = self.base_of(id);
             }
-            safe.extend(chain);
+        }
+    }
+
+    fn base_of(&self, id: DefinitionId) -> Option<DefinitionId> {
+        match &self.schema.get(id).kind {
+            DefinitionKind::Struct { base, .. } => *base,
+            _ => None,
         }
     }
 
