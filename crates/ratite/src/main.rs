@@ -1,0 +1,74 @@
+//! `ratite`: one program, with personalities that it takes on by its first argument or by the
+//! name it is called by.
+
+mod newcomer;
+mod qapi_command;
+mod storage_daemon;
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::ExitCode;
+
+/// The names people have in their scripts, and the personality each stands for.
+const OTHER_NAMES: &[(&str, &str)] = &[("qemu-storage-daemon", "storage-daemon")];
+
+const HELP: &str = "\
+Ratite: QEMU's machine protocol, and the machine and the disks behind it.
+
+usage: ratite [COMMAND] [OPTION...]
+
+  (no command)      a first look: a disk, a QMP socket and an NBD export, ready to try
+  storage-daemon    serve block nodes, jobs and exports under QMP (qemu-storage-daemon)
+  qapi              check, introspect, document QAPI schemas, or generate Rust from them
+  help              this text
+
+  ratite COMMAND --help tells more about each.
+";
+
+fn main() -> ExitCode {
+    start_log();
+    let mut arguments: Vec<OsString> = std::env::args_os().collect();
+    let called = arguments.first().cloned().unwrap_or_default();
+    let called = Path::new(&called).file_name().and_then(|name| name.to_str()).unwrap_or("ratite");
+    if let Some((name, personality)) = OTHER_NAMES.iter().find(|(name, _)| *name == called) {
+        return run(personality, name, arguments.split_off(1));
+    }
+    let rest = arguments.split_off(1.min(arguments.len()));
+    match rest.split_first() {
+        None => newcomer::main(),
+        Some((first, rest)) => {
+            let personality = first.to_string_lossy().into_owned();
+            run(&personality, &format!("ratite {personality}"), rest.to_vec())
+        }
+    }
+}
+
+fn run(personality: &str, program: &str, arguments: Vec<OsString>) -> ExitCode {
+    match personality {
+        "storage-daemon" => storage_daemon::main(program, arguments),
+        "qapi" => qapi_command::main(arguments),
+        "help" | "--help" | "-h" => {
+            print!("{HELP}");
+            ExitCode::SUCCESS
+        }
+        "--version" | "-V" | "version" => {
+            println!("ratite {}", env!("CARGO_PKG_VERSION"));
+            ExitCode::SUCCESS
+        }
+        unknown => {
+            eprintln!("ratite: unknown command '{unknown}'; 'ratite help' lists them");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Messages for people go to standard error; `RATITE_LOG` chooses how many (`warn` if unset).
+fn start_log() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("RATITE_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .init();
+}

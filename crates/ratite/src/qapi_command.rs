@@ -1,0 +1,1 @@
+//! `ratite qapi`: the schema language on the command line.

@@ -1,0 +1,180 @@
+//! `ratite storage-daemon`: block nodes, jobs and exports under QMP, without a machine.
+
+mod background;
+mod chardev_option;
+pub(crate) mod options;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use api::keyval::Options;
+use api::{BlockExportOptions, MonitorMode, MonitorOptions, NbdServerOptions, QmpError};
+use monitor::{Caller, MonitorServer, version_info};
+use storage_service::StorageService;
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
+
+use options::{CommandLine, Parsed, Step};
+
+/// Threads of the control side. Handlers that block use threads of their own.
+const CONTROL_THREADS: usize = 2;
+
+/// Runs the personality; `program` is the name for messages.
+pub(crate) fn main(program: &str, arguments: Vec<OsString>) -> ExitCode {
+    let line = match options::parse(arguments) {
+        Ok(Parsed::Run(line)) => line,
+        Ok(Parsed::Print(text)) => {
+            print!("{text}");
+            return ExitCode::SUCCESS;
+        }
+        Err(complaint) => {
+            eprintln!("{program}: {complaint}\nTry '{program} --help' for what there is.");
+            return ExitCode::FAILURE;
+        }
+    };
+    if line.daemonize && !background::is_background() {
+        return match background::start_again() {
+            Ok(code) => code,
+            Err(error) => {
+                eprintln!("{program}: cannot go to the background: {error}");
+                ExitCode::FAILURE
+            }
+        };
+    }
+    match run(&line) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(complaint) => {
+            eprintln!("{program}: {complaint}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The control side's runtime.
+pub(crate) fn control_runtime() -> std::io::Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(CONTROL_THREADS)
+        .thread_name("control")
+        .enable_all()
+        .build()
+}
+
+fn run(line: &CommandLine) -> Result<(), String> {
+    let runtime = control_runtime().map_err(|error| format!("cannot start: {error}"))?;
+    let daemon = Daemon::new(&runtime).map_err(|error| format!("cannot start: {error}"))?;
+    let ended = runtime.block_on(async {
+        for step in &line.steps {
+            daemon.set_up(step).await.map_err(|error| {
+                format!("--{} {}: {}", step.option, step.text, error.desc)
+            })?;
+        }
+        let pidfile = line.pidfile.as_deref().map(background::PidFile::create).transpose()?;
+        if line.daemonize {
+            background::settle().map_err(|error| format!("cannot go on: {error}"))?;
+        }
+        daemon.wait_for_end().await.map_err(|error| format!("cannot wait: {error}"))?;
+        drop(pidfile);
+        Ok(())
+    });
+    runtime.block_on(daemon.close());
+    drop(daemon);
+    // A chardev may still wait for a connection on a thread that nobody needs any more.
+    runtime.shutdown_background();
+    ended
+}
+
+/// A storage daemon in this process.
+pub(crate) struct Daemon {
+    service: StorageService,
+    monitors: Arc<MonitorServer>,
+    quit: Arc<Notify>,
+}
+
+impl Daemon {
+    /// A daemon without anything yet.
+    ///
+    /// # Errors
+    /// When the data side cannot be started.
+    pub(crate) fn new(runtime: &Runtime) -> std::io::Result<Self> {
+        let handle = runtime.handle().clone();
+        let service = StorageService::new(handle.clone())?;
+        let quit = Arc::<Notify>::default();
+        let table = service.commands(Arc::clone(&quit));
+        let bus = Arc::clone(service.event_bus());
+        let monitors = MonitorServer::new(table, bus, &version_info(), handle);
+        Ok(Self { service, monitors, quit })
+    }
+
+    /// Does what one option asks for.
+    ///
+    /// # Errors
+    /// Words for people.
+    pub(crate) async fn set_up(&self, step: &Step) -> Result<(), QmpError> {
+        let text = step.text.as_str();
+        match step.option {
+            "object" => {
+                let options = Options::parse(text, Some("qom-type"))?.read()?;
+                self.service.add_object(options).await
+            }
+            "chardev" => {
+                let arguments = chardev_option::parse(text)?;
+                self.service.add_chardev(arguments).await
+            }
+            "blockdev" => {
+                let options = Options::parse(text, Some("driver"))?.read()?;
+                self.service.add_node(options).await
+            }
+            "monitor" => self.add_monitor(Options::parse(text, Some("chardev"))?.read()?),
+            "nbd-server" => {
+                let options: NbdServerOptions = Options::parse(text, None)?.read()?;
+                self.service.start_nbd_server(options).await
+            }
+            "export" => {
+                let options: BlockExportOptions = Options::parse(text, Some("type"))?.read()?;
+                self.service.add_export(options).await
+            }
+            other => Err(QmpError::generic(format!("unknown option '{other}'"))),
+        }
+    }
+
+    fn add_monitor(&self, options: MonitorOptions) -> Result<(), QmpError> {
+        if options.mode == Some(MonitorMode::Readline) {
+            return Err(QmpError::generic("Only QMP is supported"));
+        }
+        let claim = self.service.chardevs().claim(&options.chardev)?;
+        let options =
+            monitor::MonitorOptions { id: options.id, pretty: options.pretty == Some(true) };
+        self.monitors.serve_chardev(claim, &options);
+        Ok(())
+    }
+
+    /// Waits for `quit` or a signal to end.
+    ///
+    /// # Errors
+    /// When signals cannot be waited for.
+    pub(crate) async fn wait_for_end(&self) -> std::io::Result<()> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut hang_up = signal(SignalKind::hangup())?;
+        tokio::select! {
+            () = self.quit.notified() => {}
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            _ = hang_up.recv() => {}
+        }
+        Ok(())
+    }
+
+    /// Flushes and closes everything, then lets the clients go.
+    pub(crate) async fn close(&self) {
+        self.service.close().await;
+        self.monitors.close().await;
+    }
+
+    /// The caller that stands for the command line.
+    pub(crate) fn caller() -> Arc<Caller> {
+        Caller::program()
+    }
+}
