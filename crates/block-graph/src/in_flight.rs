@@ -31,6 +31,12 @@ pub struct InFlightGuard<'a> {
     side: usize,
 }
 
+/// A point in time; see [`InFlight::mark`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InFlightMark {
+    generation: usize,
+}
+
 impl InFlight {
     /// Counts a request until the guard is dropped.
     pub fn enter(&self) -> InFlightGuard<'_> {
@@ -82,6 +88,42 @@ impl InFlight {
         }
     }
 
+    /// A point in time that [`InFlight::has_passed`] can be asked about.
+    pub fn mark(&self) -> InFlightMark {
+        InFlightMark {
+            generation: self.generation.load(Ordering::SeqCst),
+        }
+    }
+
+    /// Whether every request that began before `mark` has ended, without waiting for it. For
+    /// callers that are requests themselves and could wait for ever.
+    ///
+    /// May say no for a while after the last one ended: until this was asked again.
+    pub fn has_passed(&self, mark: InFlightMark) -> bool {
+        for _ in 0..2 {
+            let generation = self.generation.load(Ordering::SeqCst);
+            if generation.wrapping_sub(mark.generation) >= 2 {
+                return true;
+            }
+            // What began two generations ago must have ended before a third may begin.
+            let other = generation.wrapping_add(1);
+            if self.count(other).load(Ordering::SeqCst) > 0 {
+                return false;
+            }
+            // Losing the race means that another has moved it on.
+            let _ = self.generation.compare_exchange(
+                generation,
+                other,
+                Ordering::SeqCst,
+                Ordering::SeqCst,
+            );
+        }
+        self.generation
+            .load(Ordering::SeqCst)
+            .wrapping_sub(mark.generation)
+            >= 2
+    }
+
     fn count(&self, side: usize) -> &AtomicUsize {
         let [even, odd] = &self.counts;
         if side & 1 == 0 { even } else { odd }
@@ -128,5 +170,45 @@ impl Drop for Waiter<'_> {
 impl Drop for InFlightGuard<'_> {
     fn drop(&mut self) {
         self.owner.leave(self.side);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mark_passes_when_what_began_before_it_has_ended() {
+        let in_flight = InFlight::default();
+        let before = in_flight.enter();
+        let mark = in_flight.mark();
+        assert!(!in_flight.has_passed(mark));
+        let after = in_flight.enter();
+        drop(before);
+        let later = in_flight.enter();
+        drop(after);
+        // `later` may stand on the side that the mark waits for, but nothing newer does.
+        drop(later);
+        assert!(in_flight.has_passed(mark));
+        let fresh = in_flight.mark();
+        assert!(in_flight.has_passed(fresh));
+    }
+
+    #[test]
+    fn newer_requests_do_not_hold_a_mark_up() {
+        let in_flight = InFlight::default();
+        let before = in_flight.enter();
+        let mark = in_flight.mark();
+        assert!(!in_flight.has_passed(mark));
+        drop(before);
+        let mut newer = in_flight.enter();
+        let mut passed = false;
+        for _ in 0..3 {
+            passed |= in_flight.has_passed(mark);
+            let next = in_flight.enter();
+            drop(newer);
+            newer = next;
+        }
+        assert!(passed);
     }
 }

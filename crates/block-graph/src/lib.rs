@@ -42,7 +42,7 @@ pub use edge::{ChildRole, Edge, ParentName};
 pub use error::{BlockError, BlockErrorKind, BlockOperation, GraphError, strerror};
 pub use events::{BlockEvents, ImageCorrupted};
 pub use graph::{Drained, Graph, MAX_NODE_NAME};
-pub use in_flight::{InFlight, InFlightGuard};
+pub use in_flight::{InFlight, InFlightGuard, InFlightMark};
 pub use node::{BlockStatus, DetectZeroes, Node, NodeOptions, is_zero};
 pub use permissions::{Permission, Permissions};
 pub use range_lock::{RangeGuard, RangeLocks};
