@@ -14,7 +14,8 @@ usage: cargo xtask TASK
 
   codegen [--check]   write crates/api/src/generated from the schema, or say whether it is stale
   schema-diff REFERENCE.json [--only-served]
-                      compare our introspection with a reference
+                      compare our introspection with a reference;
+                      --only-served leaves out what is pending
   tidy                check layers, sizes and names
 ";
 
