@@ -26,13 +26,16 @@ REPLY_TIMEOUT_S = 10.0    # a command that was not answered by then gets no answ
 START_TIMEOUT_S = 20.0    # from starting the daemon to its socket accepting
 EXIT_TIMEOUT_S = 20.0     # from the last word to the end of the process
 VOLATILE_MEMBERS = {"actual-size"}    # written as "*" when a line is recorded for the first time
-ANSWER_LINES = ("<", "exit:", "stderr:")
+UNORDERED_COMMANDS = {"qom-list", "qom-list-types", "qom-list-properties", "query-chardev", "query-chardev-backends"}
+ANSWER_LINES = ("<", "<~", "exit:", "stderr:")
 
 
 def split_line(line):
     """(keyword, rest) of one line; keyword is None for comments and blank lines."""
     if not line.strip() or line.startswith("#"):
         return None, line
+    if line.startswith("<~ "):
+        return "<~", line[3:]
     if line[0] in "<>":
         return line[0], line[1:].removeprefix(" ")
     keyword, colon, rest = line.partition(":")
@@ -41,24 +44,44 @@ def split_line(line):
     return keyword + ":", rest.removeprefix(" ")
 
 
-def matches(want, got):
+def matches(want, got, ordered):
     """JSON equality in which "*" on the recorded side stands for any value."""
     if want == "*":
         return True
     if type(want) is not type(got):
         return False
     if isinstance(want, dict):
-        return want.keys() == got.keys() and all(matches(want[k], got[k]) for k in want)
+        return want.keys() == got.keys() and all(matches(want[k], got[k], ordered) for k in want)
     if isinstance(want, list):
-        return len(want) == len(got) and all(map(matches, want, got))
+        if len(want) != len(got):
+            return False
+        if ordered:
+            return all(matches(w, g, True) for w, g in zip(want, got))
+        left = list(got)
+        for w in want:
+            found = next((i for i, g in enumerate(left) if matches(w, g, False)), None)
+            if found is None:
+                return False
+            left.pop(found)
+        return True
     return want == got
 
 
 def line_matches(want, got):
+    """Compare two whole answer lines, prefix included."""
+    prefix, text = split_line(want)
     try:
-        return matches(json.loads(want), json.loads(got))
+        return matches(json.loads(text), json.loads(split_line(got)[1]), prefix == "<")
     except ValueError:
         return want == got
+
+
+def answer_prefix(request):
+    """"<~ " for requests whose answer is a set that QEMU lists in hash order."""
+    try:
+        return "<~ " if json.loads(request).get("execute") in UNORDERED_COMMANDS else "< "
+    except (ValueError, AttributeError):
+        return "< "
 
 
 def mask(value):
@@ -236,7 +259,8 @@ def replay(lines, session):
         elif keyword == "run:":
             session.shell(rest)
             answers = session.answers(False)
-        out += ["< " + answer for answer in answers]
+        prefix = answer_prefix(rest) if keyword == ">" else "< "
+        out += [("< " if '"event": ' in answer or '"error": ' in answer else prefix) + answer for answer in answers]
     status, errors = session.finish()
     for line in tail:
         session.shell(split_line(line)[1])
@@ -259,7 +283,7 @@ def keep_wildcards(old, new):
     for block in blocks.get_matching_blocks():
         for i in range(block.size):
             was, now = old[block.a + i], new[block.b + i]
-            if was.startswith("<") and line_matches(was[2:], now[2:]):
+            if was.startswith("<") and line_matches(was, now):
                 result[block.b + i] = was
     return result
 
