@@ -265,6 +265,25 @@ def replay(lines, session):
     return out
 
 
+def replay_all(lines, options):
+    """Each part of the file, between lines of ---, with a daemon and a folder of its own."""
+    parts = [[]]
+    for line in lines:
+        if line == "---":
+            parts.append([])
+        else:
+            parts[-1].append(line)
+    out = []
+    for part in parts:
+        session = Session(options.daemon, options.settle_ms / 1000)
+        try:
+            out += ["---"] if out else []
+            out += replay(part, session)
+        finally:
+            session.close()
+    return out
+
+
 def keep_wildcards(old, new):
     """Keep each old line that says the same as the new one, so that "*" and member order stay."""
     def key(line):
@@ -291,15 +310,12 @@ def main():
     for path in options.files:
         with open(path, encoding="utf-8") as file:
             old = file.read().splitlines()
-        session = Session(options.daemon, options.settle_ms / 1000)
         try:
-            new = keep_wildcards(old, replay(old, session))
+            new = keep_wildcards(old, replay_all(old, options))
         except (RuntimeError, ValueError, OSError, subprocess.TimeoutExpired) as error:
             print(f"{path}: {error}", file=sys.stderr)
             bad += 1
             continue
-        finally:
-            session.close()
         if new == old:
             continue
         if options.check:
