@@ -186,10 +186,11 @@ class Session:
         return json.dumps(mask(answer))
 
     def answers(self, expect_reply):
-        """Everything up to a reply and then until nothing came for the settling time."""
+        """Everything up to a reply and the end of the jobs that began, and then until nothing came for the settling time."""
         lines = []
+        jobs = set()
         while True:
-            line = self.read_line(REPLY_TIMEOUT_S if expect_reply else self.settle_s)
+            line = self.read_line(REPLY_TIMEOUT_S if expect_reply or jobs else self.settle_s)
             if line is None:
                 return lines
             if line.startswith('{"QMP":'):
@@ -197,6 +198,12 @@ class Session:
             lines.append(line)
             if '"event": ' not in line:
                 expect_reply = False
+            elif '"JOB_STATUS_CHANGE"' in line:
+                data = json.loads(line)["data"]
+                if data["status"] == "created":
+                    jobs.add(data["id"])
+                elif data["status"] in ("concluded", "null"):
+                    jobs.discard(data["id"])
 
     def send(self, data):
         try:
