@@ -389,7 +389,7 @@ impl Driver for Qcow2 {
         let header = &self.image.header;
         DriverInfo {
             cluster_size: Some(header.cluster_size()),
-            dirty,
+            dirty: Some(dirty),
             corrupt,
             encrypted: header.encryption().is_some(),
             backing_file: header.backing_file().map(str::to_owned),
