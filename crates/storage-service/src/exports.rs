@@ -1,5 +1,6 @@
 //! The NBD server and the exports.
 
+use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -11,9 +12,10 @@ use api::{
 };
 use block_graph::{Permission, Permissions};
 use chardev::socket_address::{FdLookup, from_legacy, listen_at};
-use export::ExportRegistry;
+use export::{Export, ExportRegistry};
 use export_nbd::{NbdExportOptions, NbdServer};
 use monitor::Caller;
+use objects::IoThread;
 use tokio::sync::Mutex;
 
 use crate::open::graph_words;
@@ -47,11 +49,28 @@ pub(crate) struct Exports {
     pub(crate) registry: Arc<ExportRegistry>,
     // Starting and stopping wait; whoever comes second waits for the first.
     nbd: Mutex<Option<Running>>,
+    // The iothreads that exports run on, by export: an iothread that is deleted as an object
+    // lives on until its last export is gone.
+    iothreads: parking_lot::Mutex<HashMap<String, Arc<IoThread>>>,
 }
 
 impl Exports {
     pub(crate) fn new(events: Arc<dyn EventSink>) -> Self {
-        Self { registry: ExportRegistry::new(events), nbd: Mutex::default() }
+        Self {
+            registry: ExportRegistry::new(events),
+            nbd: Mutex::default(),
+            iothreads: parking_lot::Mutex::default(),
+        }
+    }
+
+    /// Keeps an export's iothread alive, and lets go of those whose exports are gone.
+    fn hold_iothread(&self, export: &str, iothread: Option<Arc<IoThread>>) {
+        let live: Vec<String> = self.registry.query().into_iter().map(|info| info.id).collect();
+        let mut held = self.iothreads.lock();
+        held.retain(|id, _| live.contains(id));
+        if let Some(iothread) = iothread {
+            held.insert(export.to_owned(), iothread);
+        }
     }
 }
 
@@ -126,7 +145,7 @@ impl Inner {
                 options.node_name
             ))
         })?;
-        let executor = match &options.iothread {
+        let iothread = match &options.iothread {
             Some(id) => Some(self.objects.iothread(id)?),
             None => None,
         };
@@ -156,10 +175,13 @@ impl Inner {
             writable,
             allocation_depth: allocation_depth == Some(true),
             writethrough: options.writethrough == Some(true),
-            executor,
+            executor: iothread.as_ref().map(|iothread| iothread.executor()),
         });
         match made {
-            Ok(export) => Ok(self.exports.registry.add(export)?),
+            Ok(export) => {
+                self.exports.hold_iothread(export.id(), iothread);
+                Ok(self.exports.registry.add(export)?)
+            }
             Err(error) => {
                 self.graph.detach_backend(&backend);
                 Err(QmpError::generic(error.to_string()))

@@ -14,7 +14,7 @@ use chardev_backends::Surroundings;
 use host_io::{Engine, Executor, ExecutorHandle, File, OpenMode};
 use job::JobRegistry;
 use monitor::{Caller, ControlHandlers, EventBus, FdHandlers, FdSets, fdset_number};
-use objects::ObjectTree;
+use objects::{ObjectHandlers, ObjectTree, standard_types};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
@@ -100,7 +100,7 @@ impl StorageService {
             files: Arc::new(FdsetOpener { sets: Arc::clone(&fd_sets) }),
             block_events: Arc::new(BlockEventBridge { events: Arc::clone(&events) }),
             jobs: JobRegistry::new(Arc::clone(&events)),
-            objects: ObjectTree::new(),
+            objects: Arc::new(ObjectTree::new(standard_types())),
             chardevs: Arc::default(),
             surroundings: Arc::new(Surroundings::new(runtime.clone())),
             exports: crate::exports::Exports::new(Arc::clone(&events)),
@@ -124,7 +124,7 @@ impl StorageService {
         api::register_block_export(&mut table, Arc::clone(&handlers));
         api::register_job(&mut table, Arc::clone(&handlers));
         api::register_char(&mut table, handlers);
-        api::register_qom(&mut table, Arc::clone(&self.inner.objects));
+        api::register_qom(&mut table, ObjectHandlers::new(Arc::clone(&self.inner.objects)));
         table
     }
 
@@ -182,7 +182,7 @@ impl StorageService {
     pub async fn add_object(&self, options: api::ObjectOptions) -> Result<(), QmpError> {
         let objects = Arc::clone(&self.inner.objects);
         let created = tokio::task::spawn_blocking(move || objects.create(options)).await;
-        created.map_err(|error| QmpError::generic(error.to_string()))?
+        Ok(created.map_err(|error| QmpError::generic(error.to_string()))??)
     }
 
     /// Adds a block node.
