@@ -110,7 +110,7 @@ async fn create_file(
             shared: Permission::all() - Permission::RESIZE - Permission::CONSISTENT_READ,
         };
         driver.permissions_wanted(asked).map_err(QmpError::generic)?;
-        Ok(driver)
+        Ok::<FileDriver, QmpError>(driver)
     };
     let sized = inner.data_side.spawn(move || async move {
         let created = host_io::blocking(create).await;

@@ -35,8 +35,9 @@ struct Running {
     unlink: Vec<String>,
 }
 
-impl Drop for Running {
-    fn drop(&mut self) {
+impl Running {
+    async fn stop(self) {
+        self.server.stop().await;
         for path in &self.unlink {
             // Somebody else may have removed it: then there is nothing to do.
             let _ = std::fs::remove_file(path);
@@ -130,7 +131,7 @@ impl Inner {
 
     async fn stop_nbd(&self) -> Result<(), QmpError> {
         let mut running = self.exports.nbd.lock().await;
-        let Some(mut stopping) = running.take() else { return Err(not_running()) };
+        let Some(stopping) = running.take() else { return Err(not_running()) };
         self.exports.registry.close_kind(BlockExportType::Nbd).await;
         stopping.stop().await;
         Ok(())
@@ -175,7 +176,7 @@ impl Inner {
             writable,
             allocation_depth: allocation_depth == Some(true),
             writethrough: options.writethrough == Some(true),
-            executor: iothread.as_ref().map(|iothread| iothread.executor()),
+            executor: iothread.as_ref().map(|iothread| iothread.handle().clone()),
         });
         match made {
             Ok(export) => {
@@ -214,15 +215,9 @@ impl Inner {
     /// Ends all exports and the NBD server.
     pub(crate) async fn close_exports(&self) {
         self.exports.registry.close_all().await;
-        if let Some(mut running) = self.exports.nbd.lock().await.take() {
+        if let Some(running) = self.exports.nbd.lock().await.take() {
             running.stop().await;
         }
-    }
-}
-
-impl Running {
-    async fn stop(&mut self) {
-        self.server.stop().await;
     }
 }
 
