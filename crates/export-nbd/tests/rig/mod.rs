@@ -345,17 +345,41 @@ impl Client {
         length: u64,
         payload: &[u8],
     ) -> u64 {
+        let (cookie, mut bytes) = self.encode(command, flags, offset, length);
+        bytes.extend_from_slice(payload);
+        self.stream.write_all(&bytes).unwrap();
+        cookie
+    }
+
+    /// Sends reads of `length` bytes all at once; their cookies count up from the one given.
+    pub fn send_reads(&mut self, offsets: &[u64], length: u64) -> u64 {
+        let mut bytes = Vec::new();
+        let mut first = None;
+        for offset in offsets {
+            let (cookie, header) = self.encode(NbdCommand::Read, NONE, *offset, length);
+            first.get_or_insert(cookie);
+            bytes.extend_from_slice(&header);
+        }
+        self.stream.write_all(&bytes).unwrap();
+        first.unwrap()
+    }
+
+    fn encode(
+        &mut self,
+        command: NbdCommand,
+        flags: CommandFlags,
+        offset: u64,
+        length: u64,
+    ) -> (u64, Vec<u8>) {
         let cookie = self.next_cookie;
         self.next_cookie += 1;
         let format = self.ready.negotiated.request_format();
         let request = Request::new(format, command, flags, cookie, offset, length).unwrap();
-        let mut bytes = match format {
+        let bytes = match format {
             RequestFormat::Compact => request.encode_compact().to_vec(),
             RequestFormat::Extended => request.encode_extended().to_vec(),
         };
-        bytes.extend_from_slice(payload);
-        self.stream.write_all(&bytes).unwrap();
-        cookie
+        (cookie, bytes)
     }
 
     /// Reads one chunk; gives its cookie, adds it to `reply`, and says whether it was the last.
