@@ -87,8 +87,6 @@ impl Qcow2 {
             map,
             freed: Vec::new(),
             quarantine: VecDeque::new(),
-            punches: Vec::new(),
-            durable_punches: VecDeque::new(),
             compressed_at: None,
             committing: false,
         };
@@ -518,7 +516,7 @@ impl Driver for Qcow2 {
     fn close(&self) -> BlockFuture<'_, ()> {
         Box::pin(
             self.image
-                .detached(BlockOperation::Flush, |image| async move {
+                .task(BlockOperation::Flush, |image| async move {
                     image.finish().await
                 }),
         )

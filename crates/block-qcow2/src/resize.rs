@@ -106,6 +106,11 @@ impl Image {
         self.grow_l1(needed).await?;
         if let Some(data_file) = &self.data_file {
             let node = data_file.node_arc();
+            let stale = node.length().min(new);
+            if self.is_raw_external() && stale > old {
+                node.write_zeroes(old, stale - old, WriteFlags::empty())
+                    .await?;
+            }
             if node.length() < new {
                 let how = match how {
                     Preallocation::Metadata => Preallocation::Off,
@@ -259,7 +264,13 @@ impl Image {
         let taken = self.take_clusters(from, want).await?;
         let bytes = taken.count << geometry.cluster_bits;
         let node = self.data_edge().node_arc();
-        if self.data_file.is_none() {
+        if self.data_file.is_some() {
+            // What a raw data file holds is the guest's data; any other may hold anything.
+            if !self.is_raw_external() {
+                node.write_zeroes(taken.at.0, bytes, WriteFlags::empty())
+                    .await?;
+            }
+        } else {
             let file_end = taken.at.0 + bytes;
             if !taken.fresh {
                 node.write_zeroes(taken.at.0, bytes, WriteFlags::empty())
