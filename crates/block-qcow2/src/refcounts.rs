@@ -170,10 +170,12 @@ impl Refcounts {
         let start = self.hint.max(self.floor);
         let mut first = None;
         let mut at = start;
+        let mut all_used = start == self.hint;
         loop {
             let cluster = HostCluster(at);
             match self.get(cluster) {
                 Known::Count(0) => {
+                    all_used = false;
                     let from = *first.get_or_insert(at);
                     if at - from + 1 == want {
                         let gapless = !exact || from == start || want == 1;
@@ -185,6 +187,11 @@ impl Refcounts {
                         return self.take(true, from, at - from);
                     }
                     first = None;
+                    // Remembered at once: the blocks behind may be dropped again for others
+                    // before the search comes back here.
+                    if all_used {
+                        self.hint = at + 1;
+                    }
                 }
                 other => {
                     if let (Some(from), false) = (first, exact) {
