@@ -20,8 +20,9 @@ fn refuse(message: impl Into<String>) -> BlockError {
 impl Image {
     /// Changes the disk's length to `length` bytes.
     ///
-    /// Growing: space and zeroes first, then the L1 table, then the header, each durable before
-    /// the next. Shrinking: what lies behind the new end is discarded, then the header.
+    /// Growing: the L1 table, space and zeroes first, then the header, each durable before the
+    /// next. Shrinking: the header first, so that a crash shows the old disk or the new one, then
+    /// what lies behind the new end is discarded; growing looks for what a crash left there.
     pub(crate) async fn resize(
         &self,
         length: u64,
@@ -52,14 +53,14 @@ impl Image {
         let geometry = self.layout.geometry;
         let from = geometry.cluster_end(new);
         let to = geometry.cluster_end(old);
-        if from < to {
-            self.clear_range(from, to, Clearing::Shrink).await?;
-        }
         self.commit().await?;
         let length = new.to_be_bytes();
         self.change_header(&[(field::SIZE, &length)]).await?;
         self.flush_file().await?;
         self.set_length(new);
+        if from < to {
+            self.clear_range(from, to, Clearing::Shrink).await?;
+        }
         self.drop_tables(geometry.l1_entries_for(new));
         self.commit().await?;
         if let Some(data_file) = &self.data_file {
@@ -104,6 +105,10 @@ impl Image {
             return Err(too_large());
         }
         self.grow_l1(needed).await?;
+        let (from, to) = (geometry.cluster_end(old), geometry.cluster_end(new));
+        if from < to {
+            self.clear_range(from, to, Clearing::Shrink).await?;
+        }
         if let Some(data_file) = &self.data_file {
             let node = data_file.node_arc();
             let stale = node.length().min(new);

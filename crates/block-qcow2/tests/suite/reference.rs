@@ -108,7 +108,6 @@ impl<'a> Image<'a> {
         } else {
             self.file
         };
-        let get = |bytes: &[u8], at: usize| bytes.get(at).copied().unwrap_or(0);
         let sub = if self.extended {
             self.cluster / 32
         } else {
@@ -125,15 +124,18 @@ impl<'a> Image<'a> {
             if data && zero {
                 return Err("subcluster both allocated and zero".into());
             }
-            for at in index * sub..(index + 1) * sub {
-                out.push(if data {
-                    get(from, host + at)
-                } else if zero {
-                    0
-                } else {
-                    get(self.backing, guest + at)
-                });
-            }
+            let mut part = vec![0; sub];
+            let (source, start) = if data {
+                (from, host)
+            } else if zero {
+                (&[][..], 0)
+            } else {
+                (self.backing, guest)
+            };
+            let there = source.get(start + index * sub..).unwrap_or_default();
+            let len = there.len().min(sub);
+            part[..len].copy_from_slice(&there[..len]);
+            out.extend(part);
         }
         Ok(out)
     }
