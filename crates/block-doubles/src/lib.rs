@@ -7,10 +7,13 @@
 //!
 //! For tests only: it panics on its own misuse.
 
-#![expect(clippy::indexing_slicing, reason = "a double for tests may panic on its own misuse")]
+#![expect(
+    clippy::indexing_slicing,
+    reason = "a double for tests may panic on its own misuse"
+)]
 
 mod log;
 mod storage;
 
 pub use log::{Change, Log, Rng, SECTOR, Survivors};
-pub use storage::{Faults, Storage};
+pub use storage::{Faults, MAX_CONTENT, Storage};

@@ -187,7 +187,9 @@ mod tests {
         assert!(none[..1024].iter().all(|&b| b == 1));
         assert!(none[1024..].iter().all(|&b| b == 0));
         assert_eq!(log.crash_at(4, Survivors::Everything)[2048], 3);
-        let torn: Vec<_> = (0..50).map(|s| log.crash_at(4, Survivors::Some(s))).collect();
+        let torn: Vec<_> = (0..50)
+            .map(|s| log.crash_at(4, Survivors::Some(s)))
+            .collect();
         assert!(torn.iter().all(|c| c[0] == 1));
         assert!(torn.iter().any(|c| c[1024] == 2 && c[1536] == 0));
         assert!(torn.iter().any(|c| c[1024] == 0 && c[2048] == 3));

@@ -11,6 +11,9 @@ use parking_lot::Mutex;
 
 use crate::log::{Change, Log, Rng, apply};
 
+/// The double's size limit in bytes: changes behind it fail with `EFBIG`, as on a filesystem.
+pub const MAX_CONTENT: u64 = 64 << 20;
+
 /// What is to go wrong.
 #[derive(Clone, Debug, Default)]
 pub struct Faults {
@@ -114,6 +117,20 @@ impl Storage {
         let mut state = self.state.lock();
         let number = state.changes;
         state.changes += 1;
+        let end = match &change {
+            Change::Write { offset, bytes } => offset.saturating_add(bytes.len() as u64),
+            Change::Zero { offset, len } => offset.saturating_add(*len),
+            Change::Resize(len) => *len,
+            Change::Flush | Change::Mark(_) => 0,
+        };
+        if end > MAX_CONTENT {
+            return Err(BlockError {
+                kind: BlockErrorKind::Host,
+                operation,
+                errno: 27,
+                message: "File too large".to_owned(),
+            });
+        }
         let fails = state.faults.fail_from.is_some_and(|from| number >= from)
             || state.faults.fail_only == Some(number);
         if fails {

@@ -514,12 +514,9 @@ impl Driver for Qcow2 {
     }
 
     fn close(&self) -> BlockFuture<'_, ()> {
-        Box::pin(
-            self.image
-                .task(BlockOperation::Flush, |image| async move {
-                    image.finish().await
-                }),
-        )
+        Box::pin(self.image.task(BlockOperation::Flush, |image| async move {
+            image.finish().await
+        }))
     }
 }
 

@@ -45,7 +45,11 @@ fn bounds(log: &Log, at: usize) -> (usize, usize) {
 
 fn verify(log: &Log, history: &History, at: usize, survivors: Survivors, disk: &Disk) -> Vec<u8> {
     let image = log.crash_at(at, survivors);
-    let backing = disk.backing.as_ref().map(Storage::content).unwrap_or_default();
+    let backing = disk
+        .backing
+        .as_ref()
+        .map(Storage::content)
+        .unwrap_or_default();
     let what = || format!("crash before change {at} with {survivors:?}");
     let reference = reference::Image::new(&image, None, &backing).unwrap();
     assert!(!reference.corrupt, "{}", what());
@@ -119,7 +123,11 @@ fn crash_everywhere(log: &Log, history: &History, disk: &Disk, options: &OpenOpt
 
 /// A driver that opens a crashed image reads the same and leaves it in order.
 fn reopen(image: Vec<u8>, disk: &Disk, options: &OpenOptions) {
-    let backing = disk.backing.as_ref().map(Storage::content).unwrap_or_default();
+    let backing = disk
+        .backing
+        .as_ref()
+        .map(Storage::content)
+        .unwrap_or_default();
     let before = reference::Image::new(&image, None, &backing)
         .unwrap()
         .read()
@@ -155,7 +163,10 @@ where
     let (log, history, disk) = run(move || async move {
         let disk = variant.create().await;
         let mut content = variant.fresh_content();
-        let node = disk.open_with(options.clone(), Default::default()).await.unwrap();
+        let node = disk
+            .open_with(options.clone(), Default::default())
+            .await
+            .unwrap();
         prepare(&node, &mut content).await;
         node.driver().close().await.unwrap();
         disk.file.record();
@@ -198,14 +209,20 @@ impl Recorder {
     async fn write(&mut self, at: usize, data: &[u8]) {
         self.begin();
         let flags = WriteFlags::empty();
-        self.node.write(at as u64, bytes(data), flags).await.unwrap();
+        self.node
+            .write(at as u64, bytes(data), flags)
+            .await
+            .unwrap();
         self.content()[at..at + data.len()].copy_from_slice(data);
     }
 
     async fn compressed(&mut self, at: usize, data: &[u8]) {
         self.begin();
         let flags = WriteFlags::COMPRESSED;
-        self.node.write(at as u64, bytes(data), flags).await.unwrap();
+        self.node
+            .write(at as u64, bytes(data), flags)
+            .await
+            .unwrap();
         self.content()[at..at + data.len()].copy_from_slice(data);
     }
 
@@ -409,7 +426,9 @@ fn a_growing_refcount_table_does_not_corrupt_when_it_is_cut_off() {
             small_caches(),
             async |node: &Node, content: &mut Vec<u8>| {
                 let data = noise(1, 1900 << 10);
-                node.write(0, bytes(&data), WriteFlags::empty()).await.unwrap();
+                node.write(0, bytes(&data), WriteFlags::empty())
+                    .await
+                    .unwrap();
                 content[..data.len()].copy_from_slice(&data);
             },
             async |recorder: &mut Recorder| {

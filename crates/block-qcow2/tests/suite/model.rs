@@ -95,7 +95,10 @@ impl Model {
     pub async fn compare_all(&self, node: &Node) {
         let found = read(node, 0, self.content.len()).await;
         if let Some(at) = found.iter().zip(&self.content).position(|(a, b)| a != b) {
-            panic!("differs at {at:#x}: {} is not {}", found[at], self.content[at]);
+            panic!(
+                "differs at {at:#x}: {} is not {}",
+                found[at], self.content[at]
+            );
         }
     }
 }
@@ -113,7 +116,10 @@ pub fn check_reference(disk: &Disk, content: &[u8], leaks_allowed: bool) {
     let found = image.read().unwrap();
     assert_eq!(found.len(), content.len());
     if let Some(at) = found.iter().zip(content).position(|(a, b)| a != b) {
-        panic!("reference differs at {at:#x}: {} is not {}", found[at], content[at]);
+        panic!(
+            "reference differs at {at:#x}: {} is not {}",
+            found[at], content[at]
+        );
     }
     if !image.dirty {
         let leaks = image.check().unwrap();

@@ -187,7 +187,11 @@ impl<'a> Image<'a> {
             }
             let index = cluster % per_block;
             if bits < 8 {
-                let byte = self.file.get(block + index * bits / 8).copied().unwrap_or(0);
+                let byte = self
+                    .file
+                    .get(block + index * bits / 8)
+                    .copied()
+                    .unwrap_or(0);
                 return u64::from(byte >> (index * bits % 8)) & ((1 << bits) - 1);
             }
             (0..bits / 8).fold(0, |sum, i| {

@@ -127,7 +127,10 @@ pub fn small_caches() -> OpenOptions {
 }
 
 pub async fn read(node: &Node, offset: u64, len: usize) -> Vec<u8> {
-    node.read(offset, IoBuf::with_len(len)).await.unwrap().to_vec()
+    node.read(offset, IoBuf::with_len(len))
+        .await
+        .unwrap()
+        .to_vec()
 }
 
 pub fn bytes(content: &[u8]) -> IoBytes {
