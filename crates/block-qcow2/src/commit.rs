@@ -64,15 +64,6 @@ impl Image {
         self.release_freed().await
     }
 
-    /// Makes everything durable that was written before.
-    pub(crate) async fn flush_request(&self) -> Result<(), BlockError> {
-        if self.meta.lock().has_changes() {
-            self.commit().await
-        } else {
-            self.flush_all().await
-        }
-    }
-
     fn take_snapshot(&self) -> Snapshot {
         let geometry = &self.layout.geometry;
         let mut meta = self.meta.lock();

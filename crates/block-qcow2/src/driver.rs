@@ -170,6 +170,11 @@ fn check_openable(
             "Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level",
         ));
     }
+    if options.discard_no_unref && header.version() < 3 {
+        return Err(refuse(
+            "discard-no-unref is only supported since qcow2 version 3",
+        ));
+    }
     if options.read_only {
         return Ok(());
     }
@@ -480,9 +485,12 @@ impl Driver for Qcow2 {
                 return Ok(());
             }
             self.image.check_usable(BlockOperation::Flush)?;
+            if !self.image.meta.lock().has_changes() {
+                return self.image.flush_all().await;
+            }
             self.image
                 .detached(BlockOperation::Flush, |image| async move {
-                    image.flush_request().await
+                    image.commit().await
                 })
                 .await
         })

@@ -8,7 +8,7 @@ use crate::entries::{Cluster, Standard};
 use crate::header::{field, libc_efbig};
 use crate::image::{Freed, Image};
 use crate::overlap::Structure;
-use crate::types::{GuestOffset, HostOffset, L1Index, MAX_L1_BYTES};
+use crate::types::{GuestOffset, HostOffset, L1Index, MAX_DISK_BYTES, MAX_L1_BYTES};
 use crate::zero::Clearing;
 
 const RESIZE: BlockOperation = BlockOperation::Resize;
@@ -30,11 +30,13 @@ impl Image {
         how: Preallocation,
     ) -> Result<(), BlockError> {
         self.check_usable(RESIZE)?;
-        if length % 512 != 0 {
+        if !length.is_multiple_of(512) {
             return Err(refuse("The new size must be a multiple of 512"));
         }
-        if length > i64::MAX as u64 {
-            return Err(too_large());
+        if length > MAX_DISK_BYTES {
+            return Err(refuse(format!(
+                "offset({length}) exceeds maximum({MAX_DISK_BYTES})"
+            )));
         }
         // Nobody else changes the mapping while the length changes.
         let _turn = self.guest_locks.lock(0, u64::MAX).await;
@@ -314,6 +316,6 @@ impl Image {
 fn too_large() -> BlockError {
     BlockError {
         errno: libc_efbig(),
-        ..refuse("Image size too large")
+        ..refuse("Failed to grow the L1 table: File too large")
     }
 }

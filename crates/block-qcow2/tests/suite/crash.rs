@@ -155,7 +155,7 @@ fn reopen(image: Vec<u8>, disk: &Disk, options: &OpenOptions) {
 /// Runs `operations` on a disk that `prepare` has written to before.
 fn scenario<P, O>(variant: Variant, options: OpenOptions, prepare: P, operations: O)
 where
-    P: AsyncFn(&Node, &mut Vec<u8>) + Send + 'static,
+    P: AsyncFn(&Node, &mut [u8]) + Send + 'static,
     O: AsyncFn(&mut Recorder) + Send + 'static,
 {
     println!("{variant:?}");
@@ -278,9 +278,9 @@ impl Recorder {
     }
 }
 
-async fn nothing(_node: &Node, _content: &mut Vec<u8>) {}
+async fn nothing(_node: &Node, _content: &mut [u8]) {}
 
-async fn some_data(node: &Node, content: &mut Vec<u8>) {
+async fn some_data(node: &Node, content: &mut [u8]) {
     let data = noise(1, 60_000);
     node.write(3000, bytes(&data), WriteFlags::empty())
         .await
@@ -424,7 +424,7 @@ fn a_growing_refcount_table_does_not_corrupt_when_it_is_cut_off() {
         scenario(
             variant,
             small_caches(),
-            async |node: &Node, content: &mut Vec<u8>| {
+            async |node: &Node, content: &mut [u8]| {
                 let data = noise(1, 1900 << 10);
                 node.write(0, bytes(&data), WriteFlags::empty())
                     .await

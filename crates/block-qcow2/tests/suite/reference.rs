@@ -100,7 +100,7 @@ impl<'a> Image<'a> {
         }
         let host = (entry & 0x00ff_ffff_ffff_fe00) as usize;
         let allocated = host != 0 || (self.external && entry >> 63 != 0);
-        if host % self.cluster != 0 {
+        if !host.is_multiple_of(self.cluster) {
             return Err(format!("unaligned cluster {host:#x}"));
         }
         let from = if self.external {
@@ -242,7 +242,7 @@ impl<'a> Image<'a> {
         add(table, table_len, false, true);
         for i in 0..table_len / 8 {
             let block = u64_at(self.file, table + i * 8) as usize;
-            if block % self.cluster != 0 {
+            if !block.is_multiple_of(self.cluster) {
                 return Err(format!("refcount block at {block:#x}"));
             }
             if block != 0 {
@@ -255,7 +255,7 @@ impl<'a> Image<'a> {
             if at == 0 {
                 continue;
             }
-            if at % self.cluster != 0 {
+            if !at.is_multiple_of(self.cluster) {
                 return Err(format!("L2 table at {at:#x}"));
             }
             add(at, self.cluster, l1 >> 63 != 0, true);
@@ -268,7 +268,7 @@ impl<'a> Image<'a> {
                     continue;
                 }
                 let host = (entry & 0x00ff_ffff_ffff_fe00) as usize;
-                if host % self.cluster != 0 {
+                if !host.is_multiple_of(self.cluster) {
                     return Err(format!("cluster at {host:#x}"));
                 }
                 if host != 0 && !self.external {

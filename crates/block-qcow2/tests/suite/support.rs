@@ -111,6 +111,36 @@ impl Disk {
         Ok(node)
     }
 
+    /// Opens the image over a node.
+    pub async fn open_over(&self, below: Arc<Node>) -> Arc<Node> {
+        let file = edge(&self.file, "file", ChildRole::Image);
+        let header = ImageHeader::read(&file).await.unwrap();
+        let backing = Graph::default()
+            .attach(
+                ParentName::Node("image".into()),
+                "backing",
+                ChildRole::Backing,
+                &below,
+                Permissions::NONE,
+            )
+            .unwrap();
+        let children = Children {
+            file,
+            data_file: None,
+            backing: Some(backing),
+        };
+        let in_flight = Arc::new(InFlight::default());
+        let events = Arc::new(Events::default());
+        let (shared, options) = (Arc::clone(&in_flight), small_caches());
+        let driver = Qcow2::open(header, children, options, "over", shared, events)
+            .await
+            .unwrap();
+        let options = NodeOptions::default();
+        let node = Node::new("over".into(), Box::new(driver), options, false, in_flight);
+        node.driver().activate().await.unwrap();
+        node
+    }
+
     pub async fn open(&self) -> Result<Arc<Node>, BlockError> {
         self.open_with(small_caches(), Arc::default()).await
     }
