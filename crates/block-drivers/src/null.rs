@@ -70,15 +70,12 @@ impl Driver for NullDriver {
         let NullOptions {
             name,
             size,
-            latency_ns,
             read_zeroes,
+            ..
         } = &self.options;
         let mut told = serde_json::Map::new();
         if *size != NullOptions::DEFAULT_SIZE {
             told.insert("size".to_owned(), (*size).into());
-        }
-        if *latency_ns != 0 {
-            told.insert("latency-ns".to_owned(), (*latency_ns).into());
         }
         if *read_zeroes {
             told.insert("read-zeroes".to_owned(), true.into());

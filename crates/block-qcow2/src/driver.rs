@@ -391,6 +391,7 @@ impl Driver for Qcow2 {
         drop(state);
         let header = &self.image.header;
         DriverInfo {
+            statistics: None,
             cluster_size: Some(header.cluster_size()),
             dirty: Some(dirty),
             corrupt,

@@ -3,10 +3,12 @@
 //! Opening runs on the data side, since formats read their metadata there. Whatever was made on
 //! the way is taken back when a later part fails.
 
+use std::any::Any;
 use std::cell::RefCell;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use api::{
     BlockdevDetectZeroesOptions, BlockdevDiscardOptions, BlockdevDriver, BlockdevOptions,
@@ -127,6 +129,7 @@ impl Opener {
                 )));
             }
             let graph = &self.inner.graph;
+            let place = graph.reserve_place();
             let name = match &options.node_name {
                 Some(name) => {
                     graph
@@ -149,9 +152,12 @@ impl Opener {
                 in_flight,
             );
             graph
-                .insert(Arc::clone(&node))
+                .insert(place, Arc::clone(&node))
                 .map_err(|error| graph_words(&error))?;
             self.made.borrow_mut().nodes.push(Arc::clone(&node));
+            if let Some(interval) = settings.clean_interval {
+                host_io::spawn_local(clean_caches(Arc::downgrade(&node), interval)).detach();
+            }
             if !node.is_read_only() {
                 node.driver()
                     .activate()
@@ -442,11 +448,42 @@ fn open_null(
     })))
 }
 
+/// How often a format's caches are to be cleaned.
+fn clean_interval(options: &BlockdevOptions) -> Result<Option<Duration>, QmpError> {
+    /// QEMU's interval where none is given, in seconds.
+    const DEFAULT_SECONDS: u32 = 600;
+    let BlockdevOptionsBranch::Qcow2(qcow2) = &options.driver else {
+        return Ok(None);
+    };
+    let seconds = match qcow2.cache_clean_interval {
+        None => DEFAULT_SECONDS,
+        Some(seconds) => {
+            u32::try_from(seconds).map_err(|_| QmpError::generic("Cache clean interval too big"))?
+        }
+    };
+    Ok((seconds > 0).then(|| Duration::from_secs(seconds.into())))
+}
+
+/// Drops what a node's caches have not used for an interval, as long as the node lives.
+async fn clean_caches(node: Weak<Node>, interval: Duration) {
+    loop {
+        host_io::sleep(interval).await;
+        let Some(node) = node.upgrade() else { return };
+        let driver: &dyn Any = node.driver();
+        match driver.downcast_ref::<Qcow2>() {
+            Some(image) => image.clean_caches(),
+            None => return,
+        }
+    }
+}
+
 /// The options that all drivers share, with what the parents hand down worked in.
 pub(crate) struct Settings {
     read_only: bool,
     auto_read_only: bool,
     node_options: NodeOptions,
+    /// How often unused cache entries are dropped.
+    clean_interval: Option<Duration>,
     depth: usize,
 }
 
@@ -491,6 +528,7 @@ impl Settings {
             read_only,
             auto_read_only: options.auto_read_only.unwrap_or(inherited.auto_read_only),
             node_options,
+            clean_interval: clean_interval(options)?,
             depth: inherited.depth,
         })
     }

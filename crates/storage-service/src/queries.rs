@@ -26,6 +26,15 @@ fn backing_name(node: &Node, info: &DriverInfo) -> Option<String> {
     Some(below.driver().filename())
 }
 
+/// Lengths are told in whole sectors, as QEMU does.
+const SECTOR: u64 = 512;
+
+/// The bytes that the host has allocated for a node: its own word, or its storage's.
+fn allocated(node: &Node) -> Option<u64> {
+    let own = node.driver().info().allocated_bytes;
+    own.or_else(|| allocated(&node.driver().storage_edge()?.node()))
+}
+
 fn image_info(node: &Node, with_backing: bool) -> ImageInfo {
     let info = node.driver().info();
     let format_specific = info.specific.clone().and_then(|specific| {
@@ -43,8 +52,8 @@ fn image_info(node: &Node, with_backing: bool) -> ImageInfo {
         filename: node.driver().filename(),
         format: node.driver().name().to_owned(),
         dirty_flag: info.dirty,
-        actual_size: info.allocated_bytes.map(signed),
-        virtual_size: signed(node.length()),
+        actual_size: allocated(node).map(signed),
+        virtual_size: signed(node.length().div_ceil(SECTOR).saturating_mul(SECTOR)),
         cluster_size: info.cluster_size.map(signed),
         encrypted: info.encrypted.then_some(true),
         compressed: None,
@@ -116,15 +125,18 @@ fn device_info(node: &Node, flat: bool) -> BlockDeviceInfo {
 
 fn node_stats(node: &Node, backends: &[Arc<BlockBackend>]) -> BlockStats {
     let child = node.driver().storage_edge().map(Edge::node_arc);
-    let backing = node.driver().backing_edge().map(Edge::node_arc);
     BlockStats {
         device: None,
         qdev: None,
         node_name: Some(node.name().to_owned()),
         stats: device_stats(node, backends),
-        driver_specific: None,
+        driver_specific: node
+            .driver()
+            .info()
+            .statistics
+            .and_then(|own| api::from_json(own).ok()),
         parent: child.map(|child| Box::new(node_stats(&child, backends))),
-        backing: backing.map(|backing| Box::new(node_stats(&backing, backends))),
+        backing: None,
     }
 }
 

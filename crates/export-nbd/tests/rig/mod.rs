@@ -87,7 +87,8 @@ impl Rig {
         };
         let counter = Arc::<InFlight>::default();
         let node = Node::new(name.to_owned(), driver, options, read_only, counter);
-        self.graph.insert(Arc::clone(&node)).unwrap();
+        let place = self.graph.reserve_place();
+        self.graph.insert(place, Arc::clone(&node)).unwrap();
         node
     }
 
