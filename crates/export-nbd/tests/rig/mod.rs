@@ -10,6 +10,7 @@
 
 use std::fs::OpenOptions;
 use std::io::{Read, Write};
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -236,13 +237,13 @@ pub fn tool_ok(package: &str, program: &str, arguments: &[&str]) -> String {
 
 /// Writes a file of pseudo-random bytes with holes; the same for the same seed.
 pub fn write_pattern(path: &Path, size: usize, seed: u64) {
-    let mut bytes = pattern(size, seed);
-    for (index, block) in bytes.chunks_mut(64 << 10).enumerate() {
-        if index % 3 == 1 {
-            block.fill(0);
+    let file = std::fs::File::create(path).unwrap();
+    file.set_len(size as u64).unwrap();
+    for (index, block) in pattern(size, seed).chunks(64 << 10).enumerate() {
+        if index % 3 != 1 {
+            file.write_all_at(block, (index as u64) << 16).unwrap();
         }
     }
-    std::fs::write(path, bytes).unwrap();
 }
 
 /// Pseudo-random bytes.
