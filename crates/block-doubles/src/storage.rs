@@ -32,6 +32,8 @@ struct State {
     changes: u64,
     reads: u64,
     rng: Rng,
+    hold_at: Option<u64>,
+    holding: bool,
 }
 
 /// Memory that looks like a disk. Clones share it.
@@ -51,6 +53,8 @@ impl Storage {
                 changes: 0,
                 reads: 0,
                 rng: Rng::new(0),
+                hold_at: None,
+                holding: false,
             })),
         }
     }
@@ -88,6 +92,37 @@ impl Storage {
         state.rng = Rng::new(faults.yielding.unwrap_or(0));
         state.faults = faults;
         state.changes = 0;
+    }
+
+    /// Holds the next read or write that begins at `offset` until [`Storage::release`].
+    pub fn hold_at_offset(&self, offset: u64) {
+        let mut state = self.state.lock();
+        state.hold_at = Some(offset);
+        state.holding = false;
+    }
+
+    /// Whether an operation is being held.
+    pub fn is_holding(&self) -> bool {
+        self.state.lock().holding
+    }
+
+    /// Lets the held operation go on.
+    pub fn release(&self) {
+        self.state.lock().holding = false;
+    }
+
+    async fn wait_if_held(&self, offset: u64) {
+        {
+            let mut state = self.state.lock();
+            if state.hold_at != Some(offset) {
+                return;
+            }
+            state.hold_at = None;
+            state.holding = true;
+        }
+        while self.is_holding() {
+            host_io::yield_now().await;
+        }
     }
 
     /// How many changes and flushes there were since the faults were set.
@@ -199,6 +234,7 @@ impl Driver for Storage {
     fn read(&self, offset: u64, buf: IoBuf) -> BlockFuture<'_, IoBuf> {
         Box::pin(async move {
             self.give_way().await;
+            self.wait_if_held(offset).await;
             let mut buf = buf;
             buf.fill(0);
             let mut state = self.state.lock();
@@ -214,6 +250,7 @@ impl Driver for Storage {
     fn write(&self, offset: u64, data: IoBytes, _flags: WriteFlags) -> BlockFuture<'_, ()> {
         Box::pin(async move {
             self.give_way().await;
+            self.wait_if_held(offset).await;
             let bytes = data.to_vec().into();
             self.change(BlockOperation::Write, Change::Write { offset, bytes })?;
             self.give_way().await;

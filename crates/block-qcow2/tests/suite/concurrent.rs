@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use block_doubles::{Faults, Rng};
-use block_graph::{Node, WriteFlags};
+use block_graph::{ExtentKind, Node, WriteFlags};
 use block_qcow2::OpenOptions;
 use host_io::{IoBuf, spawn_local};
 
@@ -126,6 +126,55 @@ fn freed_clusters_are_not_used_while_somebody_may_touch_them() {
         assert_eq!(image.check().unwrap(), 0);
         // Freed space was used again: 8 tasks use 8 clusters each at most, not 80.
         assert!(content.len() < 400 * 4096, "{}", content.len());
+    });
+}
+
+/// A read that is slow must not see what its cluster was given to meanwhile.
+#[test]
+fn a_slow_read_does_not_see_the_next_owner_of_its_cluster() {
+    run(|| async {
+        let variant = Variant::default();
+        let disk = variant.create().await;
+        let node = disk.open().await.unwrap();
+        let write = async |at: u64, value: u8| {
+            let data = bytes(&[value; 4096]);
+            node.write(at, data, WriteFlags::empty()).await.unwrap();
+        };
+        write(0, 1).await;
+        node.flush().await.unwrap();
+        let extent = node.extent(0, 4096).await.unwrap();
+        let ExtentKind::Data {
+            offset: Some(host), ..
+        } = extent.kind
+        else {
+            panic!("{extent:?}");
+        };
+        disk.file.hold_at_offset(host);
+        let slow = Arc::clone(&node);
+        let slow = spawn_local(async move { read(&slow, 0, 4096).await });
+        while !disk.file.is_holding() {
+            host_io::yield_now().await;
+        }
+        node.discard(0, 4096).await.unwrap();
+        for round in 0..6 {
+            node.flush().await.unwrap();
+            write(100 * 4096 + round * 4096, 3).await;
+        }
+        disk.file.release();
+        let found = slow.await.unwrap();
+        assert!(found == [1; 4096] || found == [0; 4096], "{}", found[0]);
+        for round in 0..6 {
+            let found = read(&node, 100 * 4096 + round * 4096, 4096).await;
+            assert!(found == [3; 4096], "round {round}");
+        }
+        // When it has ended, the cluster comes back into use.
+        for round in 0..6 {
+            node.flush().await.unwrap();
+            write(50 * 4096 + round * 4096, 4).await;
+        }
+        let used_again = disk.file.content()[host as usize] == 4;
+        assert!(used_again);
+        node.driver().close().await.unwrap();
     });
 }
 
