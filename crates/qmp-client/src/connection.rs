@@ -208,7 +208,7 @@ impl Connection {
             request.oob,
             &mut bytes,
         );
-        let encoded = encoded.and_then(|()| match bytes.len() {
+        let encoded = encoded.and(match bytes.len() {
             0..=qmp_wire::json::MAX_MESSAGE_BYTES => Ok(()),
             _ => Err(qmp_wire::Error::TokenSize),
         });

@@ -519,10 +519,11 @@ async fn any_stream_will_do_but_carries_no_descriptors() {
     let (mut far, near) = tokio::io::duplex(64);
     let serve = tokio::spawn(async move {
         far.write_all(GREETING.as_bytes()).await.unwrap();
+        let mut command = [0; "{\"execute\": \"qmp_capabilities\", \"id\": 1}\r\n".len()];
+        far.read_exact(&mut command).await.unwrap();
         far.write_all(b"{\"return\": {}, \"id\": 1}").await.unwrap();
-        let mut all = Vec::new();
-        far.read_to_end(&mut all).await.unwrap();
-        String::from_utf8(all).unwrap()
+        assert_eq!(far.read(&mut [0]).await.unwrap(), 0);
+        String::from_utf8(command.to_vec()).unwrap()
     });
     let client = Client::over(Stream::Other(Box::new(near)), &options(Oob::No))
         .await
@@ -543,8 +544,12 @@ fn receive(stream: &UnixStream) -> std::io::Result<(String, Vec<OwnedFd>)> {
     let mut bytes = [0; 4096];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(16))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let received =
-        recvmsg(stream, &mut [IoSliceMut::new(&mut bytes)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    let received = recvmsg(
+        stream,
+        &mut [IoSliceMut::new(&mut bytes)],
+        &mut control,
+        RecvFlags::CMSG_CLOEXEC,
+    )?;
     let descriptors = control
         .drain()
         .filter_map(|message| match message {
@@ -553,7 +558,10 @@ fn receive(stream: &UnixStream) -> std::io::Result<(String, Vec<OwnedFd>)> {
         })
         .flatten()
         .collect();
-    Ok((String::from_utf8_lossy(&bytes[..received.bytes]).into_owned(), descriptors))
+    Ok((
+        String::from_utf8_lossy(&bytes[..received.bytes]).into_owned(),
+        descriptors,
+    ))
 }
 
 #[tokio::test]
@@ -566,16 +574,23 @@ async fn descriptors_arrive_with_their_command_and_are_closed_here() {
         .descriptors(vec![writer.into(), second]);
     let serve = async {
         let stream = &peer.stream;
-        let received = stream.async_io(Interest::READABLE, || receive(stream)).await;
+        let received = stream
+            .async_io(Interest::READABLE, || receive(stream))
+            .await;
         let (text, descriptors) = received.unwrap();
         peer.say("{\"return\": {}, \"id\": 2}\r\n").await;
         (text, descriptors)
     };
     let (reply, (text, descriptors)) = tokio::join!(client.run_call(call, LONG), serve);
     reply.unwrap();
-    assert_eq!(text, "{\"execute\": \"getfd\", \"arguments\": {\"fdname\": \"a\"}, \"id\": 2}\r\n");
+    assert_eq!(
+        text,
+        "{\"execute\": \"getfd\", \"arguments\": {\"fdname\": \"a\"}, \"id\": 2}\r\n"
+    );
     let [first, _] = <[OwnedFd; 2]>::try_from(descriptors).unwrap();
-    std::fs::File::from(first).write_all(b"through the pipe").unwrap();
+    std::fs::File::from(first)
+        .write_all(b"through the pipe")
+        .unwrap();
     let mut all = String::new();
     // Ends only because no copy of the writing end is left.
     reader.read_to_string(&mut all).unwrap();
