@@ -327,6 +327,11 @@ impl Client {
         self.agreement.oob
     }
 
+    /// Whether the connection is there, as far as is known.
+    pub fn is_connected(&self) -> bool {
+        !self.requests.is_closed()
+    }
+
     /// Waits until the connection is lost, and tells why.
     pub async fn lost(&self) -> Lost {
         self.requests.closed().await;
