@@ -2,6 +2,7 @@
 
 mod codegen;
 mod schema_diff;
+mod test;
 mod tidy;
 
 use std::path::{Path, PathBuf};
@@ -12,6 +13,7 @@ use anyhow::{Context, Result};
 const USAGE: &str = "\
 usage: cargo xtask TASK
 
+  test                install what the tests need, then run every check and test
   codegen [--check]   write crates/api/src/generated from the schema, or say whether it is stale
   schema-diff REFERENCE.json [--only-served]
                       compare our introspection with a reference;
@@ -28,6 +30,7 @@ fn main() -> ExitCode {
     let done = match task {
         "codegen" => codegen::run(rest),
         "schema-diff" => schema_diff::run(rest),
+        "test" => test::run(),
         "tidy" => tidy::run(),
         "help" | "--help" | "-h" => {
             print!("{USAGE}");

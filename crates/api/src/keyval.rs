@@ -32,9 +32,14 @@ impl Options {
         if text.len() > OPTION_BYTES_MAX {
             return Err(too_long());
         }
-        let json = serde_json::from_str(text);
-        json.map(Self::Json)
-            .map_err(|error| QmpError::generic(format!("JSON parse error, {error}")))
+        let mut parser = qmp_wire::json::StreamParser::new();
+        parser.feed(text.as_bytes());
+        match parser.next_value() {
+            Some(Ok(value)) if parser.is_between_messages() => Ok(Self::Json(value)),
+            Some(Ok(_)) => Err(QmpError::generic("JSON parse error, unexpected text behind it")),
+            Some(Err(error)) => Err(QmpError::generic(error.to_string())),
+            None => Err(QmpError::generic("JSON parse error, premature EOI")),
+        }
     }
 
     /// Reads the options as a type.

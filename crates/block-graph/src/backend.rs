@@ -121,9 +121,6 @@ impl BlockBackend {
         self.check_write(BlockOperation::Write, &self.stats.write, offset, len)?;
         let result = self.edge.node().write(offset, data, flags).await;
         self.stats.write.record(len, result.is_ok());
-        self.stats
-            .highest_written
-            .fetch_max(offset.saturating_add(len), Ordering::Relaxed);
         result
     }
 

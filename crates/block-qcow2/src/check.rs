@@ -185,10 +185,10 @@ impl Image {
         check.count_references().await?;
         if repair.leaks || repair.corruptions {
             let floor = check.references.end.max(file_clusters);
-            self.meta.lock().refcounts.floor = floor;
+            self.meta.lock().refcounts.set_floor(floor);
         }
         let result = check.compare_all(repair).await;
-        self.meta.lock().refcounts.floor = 0;
+        self.meta.lock().refcounts.set_floor(0);
         result?;
         let mut report = check.report;
         report.total_clusters = self.layout.geometry.clusters_for(self.length());

@@ -22,7 +22,8 @@ use crate::header::{
 use crate::options::OpenOptions;
 use crate::refcounts::write_count;
 use crate::types::{
-    Geometry, MAX_CLUSTER_BITS, MAX_L1_BYTES, MIN_CLUSTER_BITS, MIN_EXTENDED_CLUSTER_BITS,
+    Geometry, MAX_CLUSTER_BITS, MAX_DISK_BYTES, MAX_L1_BYTES, MIN_CLUSTER_BITS,
+    MIN_EXTENDED_CLUSTER_BITS,
 };
 
 /// What a new image is to be like.
@@ -87,7 +88,7 @@ fn check(options: &CreateOptions, has_data_file: bool) -> Result<(), BlockError>
             "Cluster size must be a power of two between 512 and 2048k",
         ));
     }
-    if options.size % 512 != 0 {
+    if !options.size.is_multiple_of(512) {
         return Err(refuse("Image size must be a multiple of 512 bytes"));
     }
     if options.backing_format.is_some() && options.backing_file.is_none() {
@@ -96,7 +97,10 @@ fn check(options: &CreateOptions, has_data_file: bool) -> Result<(), BlockError>
     if let Some(name) = &options.backing_file
         && name.len() as u64 > u64::from(MAX_BACKING_NAME)
     {
-        return Err(refuse("Backing file name too long"));
+        let format = options.backing_format.as_deref().unwrap_or("");
+        return Err(refuse(format!(
+            "Could not assign backing file '{name}' with format '{format}': Invalid argument"
+        )));
     }
     let reserves = options.preallocation != Preallocation::Off;
     if options.backing_file.is_some() && reserves && !options.extended_l2 {
@@ -180,10 +184,16 @@ fn plan(options: &CreateOptions) -> Result<Plan, BlockError> {
         4096,
     );
     let l1_entries = geometry.l1_entries_for(options.size);
-    if options.size > i64::MAX as u64 || l1_entries.saturating_mul(8) > MAX_L1_BYTES {
+    if options.size > MAX_DISK_BYTES {
+        let size = options.size;
+        return Err(refuse(format!(
+            "Could not resize image: offset({size}) exceeds maximum({MAX_DISK_BYTES})"
+        )));
+    }
+    if l1_entries.saturating_mul(8) > MAX_L1_BYTES {
         return Err(BlockError {
             errno: libc_efbig(),
-            ..refuse("Image size too large for file format (try a larger cluster size)")
+            ..refuse("Could not resize image: Failed to grow the L1 table: File too large")
         });
     }
     let l1_clusters = geometry.clusters_for(l1_entries * 8).max(1);

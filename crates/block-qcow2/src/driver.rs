@@ -87,8 +87,6 @@ impl Qcow2 {
             map,
             freed: Vec::new(),
             quarantine: VecDeque::new(),
-            punches: Vec::new(),
-            durable_punches: VecDeque::new(),
             compressed_at: None,
             committing: false,
         };
@@ -170,6 +168,11 @@ fn check_openable(
     if options.lazy_refcounts == Some(true) && header.version() < 3 {
         return Err(refuse(
             "Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level",
+        ));
+    }
+    if options.discard_no_unref && header.version() < 3 {
+        return Err(refuse(
+            "discard-no-unref is only supported since qcow2 version 3",
         ));
     }
     if options.read_only {
@@ -389,7 +392,7 @@ impl Driver for Qcow2 {
         let header = &self.image.header;
         DriverInfo {
             cluster_size: Some(header.cluster_size()),
-            dirty,
+            dirty: Some(dirty),
             corrupt,
             encrypted: header.encryption().is_some(),
             backing_file: header.backing_file().map(str::to_owned),
@@ -482,9 +485,12 @@ impl Driver for Qcow2 {
                 return Ok(());
             }
             self.image.check_usable(BlockOperation::Flush)?;
+            if !self.image.meta.lock().has_changes() {
+                return self.image.flush_all().await;
+            }
             self.image
                 .detached(BlockOperation::Flush, |image| async move {
-                    image.flush_request().await
+                    image.commit().await
                 })
                 .await
         })
@@ -516,12 +522,9 @@ impl Driver for Qcow2 {
     }
 
     fn close(&self) -> BlockFuture<'_, ()> {
-        Box::pin(
-            self.image
-                .detached(BlockOperation::Flush, |image| async move {
-                    image.finish().await
-                }),
-        )
+        Box::pin(self.image.task(BlockOperation::Flush, |image| async move {
+            image.finish().await
+        }))
     }
 }
 

@@ -95,11 +95,17 @@ impl EventBus {
 
 impl EventSink for EventBus {
     fn emit(&self, event: Event) {
-        let name = event.name();
         let data = match event.data() {
             Value::Object(members) if members.is_empty() => None,
             data => Some(data),
         };
+        self.publish(event.name(), data);
+    }
+}
+
+impl EventBus {
+    /// Sends an event to every client, unless its rate limit holds it back.
+    pub(crate) fn publish(&self, name: &'static str, data: Option<Value>) {
         let limit = RATE_LIMITED.iter().find(|(limited, _)| *limited == name);
         let kind = limit.map(|(_, member)| {
             let part = member.and_then(|member| data.as_ref()?.get(member)?.as_str());

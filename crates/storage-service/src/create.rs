@@ -20,6 +20,9 @@ use monitor::Caller;
 use crate::open::{graph_words, open_node};
 use crate::service::{Handlers, Inner};
 
+/// The cluster size where none is given, in bytes.
+const DEFAULT_CLUSTER_SIZE: u64 = 65_536;
+
 /// What is to be made.
 enum Wanted {
     File(BlockdevCreateOptionsFile),
@@ -107,7 +110,7 @@ async fn create_file(
             shared: Permission::all() - Permission::RESIZE - Permission::CONSISTENT_READ,
         };
         driver.permissions_wanted(asked).map_err(QmpError::generic)?;
-        Ok(driver)
+        Ok::<FileDriver, QmpError>(driver)
     };
     let sized = inner.data_side.spawn(move || async move {
         let created = host_io::blocking(create).await;
@@ -185,7 +188,7 @@ async fn create_qcow2(
     let made = inner
         .data_side
         .spawn(move || async move {
-            block_qcow2::create(&edge, data_edge.as_ref(), create?).await.map_err(|e| words(&e))
+            block_qcow2::create(&edge, data_edge.as_ref(), &create?).await.map_err(|e| words(&e))
         })
         .await;
     if let Some(held) = data_file {
@@ -204,13 +207,13 @@ fn create_options(
         None | Some(BlockdevQcow2Version::V3) => 3,
     };
     let refcount_bits = options.refcount_bits.unwrap_or(16);
-    let refcount_bits = u32::try_from(refcount_bits).map_err(|_| {
+    let refcount_bits = u64::try_from(refcount_bits).map_err(|_| {
         QmpError::generic("Refcount width must be a power of two and may not exceed 64 bits")
     })?;
     Ok(CreateOptions {
         size: options.size,
         version,
-        cluster_size: options.cluster_size,
+        cluster_size: options.cluster_size.unwrap_or(DEFAULT_CLUSTER_SIZE),
         refcount_bits,
         extended_l2: options.extended_l2 == Some(true),
         compression_type: match options.compression_type {
@@ -250,4 +253,37 @@ impl BlockCreateCommands<Caller> for Handlers {
             .start(job_id, JobType::Create, options, Box::new(work))
             .map(drop)
     }
+}
+
+/// Makes a sparse qcow2 image in a new host file.
+pub(crate) async fn create_disk(
+    inner: &Arc<Inner>,
+    path: &str,
+    size: u64,
+) -> Result<(), QmpError> {
+    let file = BlockdevCreateOptionsFile {
+        filename: path.to_owned(),
+        size: 0,
+        preallocation: None,
+        nocow: None,
+        extent_size_hint: None,
+    };
+    create_file(inner, file).await?;
+    let below = crate::image_name::options_for(api::BlockdevDriver::File, path)?;
+    let options = BlockdevCreateOptionsQcow2 {
+        file: BlockdevRef::Definition(Box::new(below)),
+        data_file: None,
+        data_file_raw: None,
+        extended_l2: None,
+        size,
+        version: None,
+        backing_file: None,
+        backing_fmt: None,
+        cluster_size: None,
+        preallocation: None,
+        lazy_refcounts: None,
+        refcount_bits: None,
+        compression_type: None,
+    };
+    create_qcow2(inner, options).await
 }

@@ -14,7 +14,7 @@ use chardev_backends::Surroundings;
 use host_io::{Engine, Executor, ExecutorHandle, File, OpenMode};
 use job::JobRegistry;
 use monitor::{Caller, ControlHandlers, EventBus, FdHandlers, FdSets, fdset_number};
-use objects::ObjectTree;
+use objects::{ObjectHandlers, ObjectTree, standard_types};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
@@ -23,7 +23,7 @@ use crate::sequence::Sequence;
 
 /// What all handlers share.
 pub(crate) struct Inner {
-    pub(crate) graph: Graph,
+    pub(crate) graph: Arc<Graph>,
     /// The nodes that clients added themselves; others belong to their parents.
     pub(crate) owned: Mutex<BTreeSet<String>>,
     pub(crate) sequence: Sequence,
@@ -93,14 +93,14 @@ impl StorageService {
         let data_side = Executor::start("data", Engine::Uring)?;
         let fd_sets = Arc::<FdSets>::default();
         let inner = Arc::new(Inner {
-            graph: Graph::default(),
+            graph: Arc::default(),
             owned: Mutex::default(),
             sequence: Sequence::start(&runtime),
             data_side: data_side.handle(),
             files: Arc::new(FdsetOpener { sets: Arc::clone(&fd_sets) }),
             block_events: Arc::new(BlockEventBridge { events: Arc::clone(&events) }),
             jobs: JobRegistry::new(Arc::clone(&events)),
-            objects: ObjectTree::new(),
+            objects: Arc::new(ObjectTree::new(standard_types())),
             chardevs: Arc::default(),
             surroundings: Arc::new(Surroundings::new(runtime.clone())),
             exports: crate::exports::Exports::new(Arc::clone(&events)),
@@ -124,7 +124,7 @@ impl StorageService {
         api::register_block_export(&mut table, Arc::clone(&handlers));
         api::register_job(&mut table, Arc::clone(&handlers));
         api::register_char(&mut table, handlers);
-        api::register_qom(&mut table, Arc::clone(&self.inner.objects));
+        api::register_qom(&mut table, ObjectHandlers::new(Arc::clone(&self.inner.objects)));
         table
     }
 
@@ -170,5 +170,69 @@ pub(crate) struct CallerFds<'a>(pub(crate) &'a Caller);
 impl chardev::socket_address::FdLookup for CallerFds<'_> {
     fn named_fd(&self, name: &str) -> Result<OwnedFd, QmpError> {
         self.0.named_fds().take(name)
+    }
+}
+
+/// What the command line sets up, by the same calls as clients' commands.
+impl StorageService {
+    /// Creates an object.
+    ///
+    /// # Errors
+    /// Words for people.
+    pub async fn add_object(&self, options: api::ObjectOptions) -> Result<(), QmpError> {
+        let objects = Arc::clone(&self.inner.objects);
+        let created = tokio::task::spawn_blocking(move || objects.create(options)).await;
+        Ok(created.map_err(|error| QmpError::generic(error.to_string()))??)
+    }
+
+    /// Adds a block node.
+    ///
+    /// # Errors
+    /// Words for people.
+    pub async fn add_node(&self, options: api::BlockdevOptions) -> Result<(), QmpError> {
+        self.inner.add_node(options).await
+    }
+
+    /// Adds a chardev; complaints come without the beginning that clients of QMP get.
+    ///
+    /// # Errors
+    /// Words for people.
+    pub async fn add_chardev(&self, arguments: api::ChardevAddArgs) -> Result<(), QmpError> {
+        let id = arguments.id;
+        let prefix = format!("Failed to add chardev '{id}': ");
+        let added = self.inner.add_chardev(Caller::program(), &id, arguments.backend).await;
+        added.map(drop).map_err(|error| match error.desc.strip_prefix(&prefix) {
+            Some(rest) => QmpError::generic(rest),
+            None if error.desc.ends_with("already exists") => QmpError::generic(format!(
+                "attempt to add duplicate property '{id}' to object (type 'container')"
+            )),
+            None => error,
+        })
+    }
+
+    /// Starts the NBD server.
+    ///
+    /// # Errors
+    /// Words for people.
+    pub async fn start_nbd_server(&self, options: api::NbdServerOptions) -> Result<(), QmpError> {
+        self.inner.start_nbd(Caller::program(), options).await
+    }
+
+    /// Adds an export.
+    ///
+    /// # Errors
+    /// Words for people.
+    pub async fn add_export(&self, options: api::BlockExportOptions) -> Result<(), QmpError> {
+        self.inner.add_export(options).await
+    }
+}
+
+impl StorageService {
+    /// Makes a sparse qcow2 image of `size` bytes at `path`.
+    ///
+    /// # Errors
+    /// Words for people.
+    pub async fn create_disk(&self, path: &str, size: u64) -> Result<(), QmpError> {
+        crate::create::create_disk(&self.inner, path, size).await
     }
 }

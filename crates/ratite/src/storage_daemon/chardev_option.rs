@@ -217,7 +217,6 @@ fn socket(flat: &mut Flat) -> Result<Value, QmpError> {
         ("reconnect-ms", reconnect_ms),
     ];
     let switches = ["nodelay"];
-    flat.take("delay").map_or((), |_| ());
     flat.object(&fixed, &switches, &[])
 }
 

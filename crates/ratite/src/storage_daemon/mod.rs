@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use api::keyval::Options;
 use api::{BlockExportOptions, MonitorMode, MonitorOptions, NbdServerOptions, QmpError};
-use monitor::{Caller, MonitorServer, version_info};
+use monitor::{MonitorServer, version_info};
 use storage_service::StorageService;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
@@ -173,8 +173,11 @@ impl Daemon {
         self.monitors.close().await;
     }
 
-    /// The caller that stands for the command line.
-    pub(crate) fn caller() -> Arc<Caller> {
-        Caller::program()
+    /// Makes a sparse qcow2 image.
+    ///
+    /// # Errors
+    /// Words for people.
+    pub(crate) async fn create_disk(&self, path: &str, size: u64) -> Result<(), QmpError> {
+        self.service.create_disk(path, size).await
     }
 }

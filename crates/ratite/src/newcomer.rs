@@ -1,0 +1,106 @@
+//! `ratite` without arguments: a first look.
+//!
+//! Starts a storage daemon on a fresh disk in a temporary folder, says how to reach it with the
+//! tools people have, and serves until the end of input or `quit`.
+
+use std::io::{self, IsTerminal};
+use std::path::Path;
+use std::process::ExitCode;
+
+use api::QmpError;
+use tokio::io::{AsyncBufReadExt, BufReader};
+
+use crate::storage_daemon::options::Step;
+use crate::storage_daemon::{Daemon, control_runtime};
+
+/// Size of the disk that the newcomer gets.
+const DISK_SIZE: u64 = 10 << 30;
+
+pub(crate) fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("ratite: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> anyhow::Result<()> {
+    let folder = tempfile::Builder::new().prefix("ratite-").tempdir()?;
+    let runtime = control_runtime()?;
+    let daemon = Daemon::new(&runtime)?;
+    let served = runtime.block_on(async {
+        set_up(&daemon, folder.path()).await?;
+        print!("{}", welcome(folder.path()));
+        serve(&daemon, folder.path()).await
+    });
+    runtime.block_on(daemon.close());
+    drop(daemon);
+    runtime.shutdown_background();
+    served
+}
+
+async fn set_up(daemon: &Daemon, folder: &Path) -> anyhow::Result<()> {
+    let at = |name: &str| folder.join(name).display().to_string().replace(',', ",,");
+    daemon.create_disk(&folder.join("disk.qcow2").display().to_string(), DISK_SIZE).await?;
+    let steps = [
+        ("chardev", format!("socket,id=qmp,path={},server=on,wait=off", at("qmp.sock"))),
+        ("monitor", "chardev=qmp".to_owned()),
+        (
+            "blockdev",
+            format!(
+                "driver=qcow2,node-name=disk,discard=unmap,file.driver=file,file.filename={}",
+                at("disk.qcow2")
+            ),
+        ),
+        ("nbd-server", format!("addr.type=unix,addr.path={}", at("nbd.sock"))),
+        ("export", "type=nbd,id=disk,node-name=disk,name=disk,writable=on".to_owned()),
+    ];
+    for (option, text) in steps {
+        let step = Step { option, text };
+        let done: Result<(), QmpError> = daemon.set_up(&step).await;
+        done.map_err(|error| anyhow::anyhow!("--{option} {}: {error}", step.text))?;
+    }
+    Ok(())
+}
+
+fn welcome(folder: &Path) -> String {
+    let folder = folder.display();
+    format!(
+        "\
+Ratite {version} is serving a fresh 10 GiB qcow2 disk, steered over QMP.
+
+  disk   {folder}/disk.qcow2
+  QMP    {folder}/qmp.sock
+  NBD    nbd+unix:///disk?socket={folder}/nbd.sock
+
+Try, in another terminal:
+
+  nbdinfo  'nbd+unix:///disk?socket={folder}/nbd.sock'
+  qemu-io  -f raw -c 'write -P 42 0 1M' 'nbd+unix:///disk?socket={folder}/nbd.sock'
+  qmp-shell {folder}/qmp.sock
+  echo '{{\"execute\":\"qmp_capabilities\"}} {{\"execute\":\"query-block-exports\"}}' | nc -U -q1 {folder}/qmp.sock
+
+The folder goes away at the end.
+",
+        version = env!("CARGO_PKG_VERSION"),
+    )
+}
+
+async fn serve(daemon: &Daemon, _folder: &Path) -> anyhow::Result<()> {
+    if io::stdin().is_terminal() {
+        println!("Ctrl-C or Ctrl-D ends it.");
+    }
+    tokio::select! {
+        ended = daemon.wait_for_end() => ended?,
+        ended = end_of_input() => ended?,
+    }
+    Ok(())
+}
+
+async fn end_of_input() -> io::Result<()> {
+    let mut lines = BufReader::new(tokio::io::stdin()).lines();
+    while lines.next_line().await?.is_some() {}
+    Ok(())
+}
