@@ -22,14 +22,25 @@ pub(crate) fn complete(schema: &Introspection, line: &str) -> (usize, Vec<Propos
     let mut parts = words(line);
     let ends_word = line.ends_with(char::is_whitespace) && !parts.last().is_some_and(|w| w.open);
     if ends_word || parts.is_empty() {
-        parts.push(Word { start: line.len(), text: "", open: false });
+        parts.push(Word {
+            start: line.len(),
+            text: "",
+            open: false,
+        });
     }
-    let Some((last, before)) = parts.split_last() else { return (line.len(), Vec::new()) };
+    let Some((last, before)) = parts.split_last() else {
+        return (line.len(), Vec::new());
+    };
     let proposals = match before.split_first() {
         None => commands(schema, last.text, true),
         Some((first, [])) if first.text == "help" => {
             let mut proposals = commands(schema, last.text, false);
-            proposals.extend(schema.events().filter(|n| n.starts_with(last.text)).map(whole_word));
+            proposals.extend(
+                schema
+                    .events()
+                    .filter(|n| n.starts_with(last.text))
+                    .map(whole_word),
+            );
             proposals
         }
         Some((first, given)) => {
@@ -79,8 +90,13 @@ fn whole_word(name: &str) -> Proposal {
 fn commands(schema: &Introspection, prefix: &str, with_own: bool) -> Vec<Proposal> {
     let own = SHELL_WORDS.iter().copied().filter(|_| with_own);
     // The server's `quit` has the same name as the shell's.
-    let commands = schema.commands().filter(|name| !with_own || !SHELL_WORDS.contains(name));
-    own.chain(commands).filter(|name| name.starts_with(prefix)).map(whole_word).collect()
+    let commands = schema
+        .commands()
+        .filter(|name| !with_own || !SHELL_WORDS.contains(name));
+    own.chain(commands)
+        .filter(|name| name.starts_with(prefix))
+        .map(whole_word)
+        .collect()
 }
 
 /// The arguments that the words before give; words that are not finished or wrong count for nothing.
@@ -92,7 +108,9 @@ fn given_so_far(schema: &Introspection, command: &str, given: &[Word<'_>]) -> Va
             texts.pop();
         }
     }
-    parse_words(command, &texts, schema).map(|line| line.arguments).unwrap_or_default()
+    parse_words(command, &texts, schema)
+        .map(|line| line.arguments)
+        .unwrap_or_default()
 }
 
 fn in_arguments(
@@ -102,7 +120,9 @@ fn in_arguments(
     last: &Word<'_>,
 ) -> (usize, Vec<Proposal>) {
     let nothing = (last.start, Vec::new());
-    let Some(root) = schema.argument_type(command) else { return nothing };
+    let Some(root) = schema.argument_type(command) else {
+        return nothing;
+    };
     let arguments = given_so_far(schema, command, given);
     if let Some((path, text)) = split_argument(last.text) {
         let values = match schema.resolve(root, &path, Some(&arguments)) {
@@ -114,8 +134,13 @@ fn in_arguments(
         return (start, matching.map(whole_word).collect());
     }
     let (parent, prefix) = last.text.rsplit_once('.').unwrap_or(("", last.text));
-    let path: Vec<&str> = parent.split('.').filter(|segment| !segment.is_empty()).collect();
-    let within = path.iter().try_fold(&arguments, |here, name| here.get(*name));
+    let path: Vec<&str> = parent
+        .split('.')
+        .filter(|segment| !segment.is_empty())
+        .collect();
+    let within = path
+        .iter()
+        .try_fold(&arguments, |here, name| here.get(*name));
     let Some(object) = schema
         .resolve(root, &path, Some(&arguments))
         .and_then(|type_name| schema.object_type(type_name))
@@ -125,8 +150,10 @@ fn in_arguments(
     let mut members = schema.members(object, within);
     members.retain(|member| member.name.starts_with(prefix));
     members.sort_by_key(|member| (member.optional, member.name));
-    let proposals =
-        members.iter().flat_map(|member| keys(schema, member, within)).collect();
+    let proposals = members
+        .iter()
+        .flat_map(|member| keys(schema, member, within))
+        .collect();
     (last.start + last.text.len() - prefix.len(), proposals)
 }
 
@@ -155,9 +182,10 @@ fn values<'a>(schema: &'a Introspection, type_name: &'a str, depth: usize) -> Ve
         Kind::Enum(values) => values,
         Kind::Builtin("boolean") => vec!["true", "false"],
         Kind::Builtin("null") => vec!["null"],
-        Kind::Alternate(branches) if depth == 0 => {
-            branches.into_iter().flat_map(|branch| values(schema, branch, 1)).collect()
-        }
+        Kind::Alternate(branches) if depth == 0 => branches
+            .into_iter()
+            .flat_map(|branch| values(schema, branch, 1))
+            .collect(),
         _ => Vec::new(),
     }
 }

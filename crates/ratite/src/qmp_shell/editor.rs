@@ -64,12 +64,7 @@ pub(crate) fn converse(runtime: &Handle, mut shell: Shell, look: Look) -> ExitCo
     ExitCode::from(status)
 }
 
-fn read_lines(
-    runtime: &Handle,
-    shell: &mut Shell,
-    editor: &mut LineEditor,
-    look: Look,
-) -> u8 {
+fn read_lines(runtime: &Handle, shell: &mut Shell, editor: &mut LineEditor, look: Look) -> u8 {
     loop {
         let line = match editor.readline(PROMPT) {
             Ok(line) => line,
@@ -145,7 +140,11 @@ fn show_events(runtime: &Handle, editor: &mut LineEditor, client: &Client, look:
 }
 
 fn line_editor(assistant: Assistant) -> rustyline::Result<LineEditor> {
-    let colors = if assistant.look.color { ColorMode::Enabled } else { ColorMode::Disabled };
+    let colors = if assistant.look.color {
+        ColorMode::Enabled
+    } else {
+        ColorMode::Disabled
+    };
     let config = Config::builder()
         .max_history_size(HISTORY_LINES)?
         .history_ignore_dups(true)?
@@ -160,7 +159,9 @@ fn line_editor(assistant: Assistant) -> rustyline::Result<LineEditor> {
 
 /// In the state folder of the XDG Base Directory Specification, which is made if there is none.
 fn history_file() -> Option<PathBuf> {
-    let state = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from).filter(|p| p.is_absolute());
+    let state = std::env::var_os("XDG_STATE_HOME")
+        .map(PathBuf::from)
+        .filter(|p| p.is_absolute());
     let folder = state
         .or_else(|| Some(std::env::home_dir()?.join(".local/state")))?
         .join("ratite");

@@ -38,11 +38,7 @@ Tab completes commands, arguments and values.
 ///
 /// # Errors
 /// When there is no such thing, or the words are no arguments.
-pub(crate) fn entity(
-    schema: &Introspection,
-    name: &str,
-    words: &[&str],
-) -> Result<String, String> {
+pub(crate) fn entity(schema: &Introspection, name: &str, words: &[&str]) -> Result<String, String> {
     let is_command = schema.has_command(name);
     if !is_command && !schema.has_event(name) {
         return Err(format!("the server has no command and no event '{name}'"));
@@ -53,7 +49,11 @@ pub(crate) fn entity(
     if !features.is_empty() {
         let _ = writeln!(out, "  {}", features.join(", "));
     }
-    let mut listing = Listing { schema, out, listed: 0 };
+    let mut listing = Listing {
+        schema,
+        out,
+        listed: 0,
+    };
     if let Some(arguments) = schema.argument_type(name) {
         listing.members(arguments, "", Some(&given), 0);
     }
@@ -90,7 +90,10 @@ impl Listing<'_> {
             let _ = writeln!(self.out, "  {path}: {shown}{optional}");
             let inner = given.and_then(|value| value.get(member.name));
             if tag == Some(member.name) && inner.is_none() {
-                let _ = writeln!(self.out, "    more arguments by its value: help ... {path}=VALUE");
+                let _ = writeln!(
+                    self.out,
+                    "    more arguments by its value: help ... {path}=VALUE"
+                );
             }
             // Alternates and lists are followed only where the reader asks by giving a value.
             let follow = match self.schema.kind(member.type_name) {
@@ -108,7 +111,11 @@ impl Listing<'_> {
             Kind::Array(element) => (element, "a list of "),
             _ => (type_name, ""),
         };
-        let objects = if many.is_empty() { "an object with" } else { "objects with" };
+        let objects = if many.is_empty() {
+            "an object with"
+        } else {
+            "objects with"
+        };
         match self.schema.kind(type_name) {
             Kind::Object if self.schema.members(type_name, None).is_empty() => {
                 let _ = writeln!(self.out, "returns {many}{{}}");
@@ -118,7 +125,11 @@ impl Listing<'_> {
                 self.members(type_name, "", None, MAX_DEPTH);
             }
             _ => {
-                let _ = writeln!(self.out, "returns {many}{}", self.schema.describe(type_name));
+                let _ = writeln!(
+                    self.out,
+                    "returns {many}{}",
+                    self.schema.describe(type_name)
+                );
             }
         }
     }

@@ -64,9 +64,15 @@ impl Introspection {
     /// From the reply to `query-qmp-schema`.
     pub(crate) fn new(schema: Value) -> Self {
         let mut this = Self::default();
-        let Value::Array(entities) = schema else { return this };
+        let Value::Array(entities) = schema else {
+            return this;
+        };
         for entity in entities {
-            let Some(name) = entity.get("name").and_then(Value::as_str).map(str::to_owned) else {
+            let Some(name) = entity
+                .get("name")
+                .and_then(Value::as_str)
+                .map(str::to_owned)
+            else {
                 continue;
             };
             match entity.get("meta-type").and_then(Value::as_str) {
@@ -111,7 +117,10 @@ impl Introspection {
     }
 
     fn list(&self, entity: &str, member: &str) -> impl Iterator<Item = &Value> {
-        let list = self.entities.get(entity).and_then(|entity| entity.get(member)?.as_array());
+        let list = self
+            .entities
+            .get(entity)
+            .and_then(|entity| entity.get(member)?.as_array());
         list.into_iter().flatten()
     }
 
@@ -127,7 +136,9 @@ impl Introspection {
 
     /// Feature strings, such as `deprecated`.
     pub(crate) fn features(&self, name: &str) -> Vec<&str> {
-        self.list(name, "features").filter_map(Value::as_str).collect()
+        self.list(name, "features")
+            .filter_map(Value::as_str)
+            .collect()
     }
 
     /// What a type is.
@@ -135,16 +146,27 @@ impl Introspection {
         let Some((name, entity)) = self.entities.get_key_value(type_name) else {
             return Kind::Unknown;
         };
-        let meta_type = entity.get("meta-type").and_then(Value::as_str).unwrap_or_default();
+        let meta_type = entity
+            .get("meta-type")
+            .and_then(Value::as_str)
+            .unwrap_or_default();
         match meta_type {
             "builtin" => Kind::Builtin(self.text(name, "json-type").unwrap_or("value")),
-            "enum" => Kind::Enum(self.list(name, "values").filter_map(Value::as_str).collect()),
-            "array" => self.text(name, "element-type").map_or(Kind::Unknown, Kind::Array),
+            "enum" => Kind::Enum(
+                self.list(name, "values")
+                    .filter_map(Value::as_str)
+                    .collect(),
+            ),
+            "array" => self
+                .text(name, "element-type")
+                .map_or(Kind::Unknown, Kind::Array),
             "object" => Kind::Object,
             "alternate" => {
                 let branches = self.list(name, "members");
                 Kind::Alternate(
-                    branches.filter_map(|branch| branch.get("type")?.as_str()).collect(),
+                    branches
+                        .filter_map(|branch| branch.get("type")?.as_str())
+                        .collect(),
                 )
             }
             _ => Kind::Unknown,
@@ -182,9 +204,9 @@ impl Introspection {
     pub(crate) fn object_type<'a>(&'a self, type_name: &'a str) -> Option<&'a str> {
         match self.kind(type_name) {
             Kind::Object => Some(type_name),
-            Kind::Alternate(branches) => {
-                branches.into_iter().find(|branch| self.kind(branch) == Kind::Object)
-            }
+            Kind::Alternate(branches) => branches
+                .into_iter()
+                .find(|branch| self.kind(branch) == Kind::Object),
             _ => None,
         }
     }
@@ -201,7 +223,10 @@ impl Introspection {
         for segment in path {
             let object = self.object_type(here)?;
             let members = self.members(object, given);
-            here = members.iter().find(|member| member.name == *segment)?.type_name;
+            here = members
+                .iter()
+                .find(|member| member.name == *segment)?
+                .type_name;
             given = given.and_then(|value| value.get(segment));
         }
         Some(here)
@@ -222,7 +247,9 @@ impl Introspection {
             Kind::Array(element) => format!("[{}]", self.describe_within(element, depth + 1)),
             Kind::Object => "{...}".to_owned(),
             Kind::Alternate(branches) => {
-                let branches = branches.iter().map(|name| self.describe_within(name, depth + 1));
+                let branches = branches
+                    .iter()
+                    .map(|name| self.describe_within(name, depth + 1));
                 branches.collect::<Vec<_>>().join(" or ")
             }
             Kind::Unknown => "?".to_owned(),

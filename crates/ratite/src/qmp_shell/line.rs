@@ -41,7 +41,11 @@ pub(crate) fn words(line: &str) -> Vec<Word<'_>> {
         }
         let (length, open) = word_length(trimmed);
         let (text, behind) = trimmed.split_at(length);
-        words.push(Word { start: at, text, open });
+        words.push(Word {
+            start: at,
+            text,
+            open,
+        });
         at += length;
         rest = behind;
     }
@@ -94,9 +98,11 @@ pub(crate) fn parse_raw(line: &str) -> Result<CommandLine, String> {
     }
     let oob = out_of_band.is_some();
     match (in_band, out_of_band) {
-        (Some(Value::String(name)), None) | (None, Some(Value::String(name))) => {
-            Ok(CommandLine { name, arguments, oob })
-        }
+        (Some(Value::String(name)), None) | (None, Some(Value::String(name))) => Ok(CommandLine {
+            name,
+            arguments,
+            oob,
+        }),
         (None, None) => Err("'execute' or 'exec-oob' is missing".to_owned()),
         (Some(_), Some(_)) => Err("it is either 'execute' or 'exec-oob'".to_owned()),
         _ => Err("a command's name is a string".to_owned()),
@@ -138,9 +144,15 @@ pub(crate) fn parse_words(
         let (path, text) = split_argument(word)
             .ok_or_else(|| format!("'{word}' is no argument: write key=value or {{...}}"))?;
         if path.len() > MAX_PATH_SEGMENTS {
-            return Err(format!("'{word}' is nested deeper than {MAX_PATH_SEGMENTS} levels"));
+            return Err(format!(
+                "'{word}' is nested deeper than {MAX_PATH_SEGMENTS} levels"
+            ));
         }
-        set(&mut arguments, &path, read_value(text).map_err(|why| format!("'{word}': {why}"))?)?;
+        set(
+            &mut arguments,
+            &path,
+            read_value(text).map_err(|why| format!("'{word}': {why}"))?,
+        )?;
         if !is_json_by_its_look(text) {
             plain.push((path, text));
         }
@@ -155,9 +167,9 @@ pub(crate) fn parse_words(
 
 /// Whether words are given for which the schema decides what they are.
 pub(crate) fn needs_schema(words: &[&str]) -> bool {
-    words.iter().any(|word| {
-        split_argument(word).is_some_and(|(_, text)| !is_json_by_its_look(text))
-    })
+    words
+        .iter()
+        .any(|word| split_argument(word).is_some_and(|(_, text)| !is_json_by_its_look(text)))
 }
 
 /// `a.b=c` in its parts; none when there is no `=`, or a name is empty.
@@ -183,20 +195,24 @@ fn read_value(text: &str) -> Result<Value, String> {
 
 fn merge(arguments: &mut Value, word: &str) -> Result<(), String> {
     match parse_json(word)? {
-        Value::Object(members) => {
-            members.into_iter().try_for_each(|(key, value)| set(arguments, &[&key], value))
-        }
+        Value::Object(members) => members
+            .into_iter()
+            .try_for_each(|(key, value)| set(arguments, &[&key], value)),
         _ => Err("arguments in JSON are an object".to_owned()),
     }
 }
 
 fn set(arguments: &mut Value, path: &[&str], value: Value) -> Result<(), String> {
     let given_twice = || format!("'{}' is given twice", path.join("."));
-    let Some((last, parents)) = path.split_last() else { return Ok(()) };
+    let Some((last, parents)) = path.split_last() else {
+        return Ok(());
+    };
     let mut here = arguments;
     for segment in parents {
         let members = here.as_object_mut().ok_or_else(given_twice)?;
-        here = members.entry(*segment).or_insert_with(|| Value::Object(Map::new()));
+        here = members
+            .entry(*segment)
+            .or_insert_with(|| Value::Object(Map::new()));
     }
     let members = here.as_object_mut().ok_or_else(given_twice)?;
     match members.insert((*last).to_owned(), value) {
@@ -207,20 +223,19 @@ fn set(arguments: &mut Value, path: &[&str], value: Value) -> Result<(), String>
 
 /// Gives values without quotes the type that the server expects: `node-name=0` is a string then,
 /// `read-only=on` a boolean, `size=1G` a number.
-fn fit(
-    command: &str,
-    arguments: &mut Value,
-    plain: &[(Vec<&str>, &str)],
-    schema: &Introspection,
-) {
-    let Some(root) = schema.argument_type(command) else { return };
+fn fit(command: &str, arguments: &mut Value, plain: &[(Vec<&str>, &str)], schema: &Introspection) {
+    let Some(root) = schema.argument_type(command) else {
+        return;
+    };
     // Once more, because the value that selects a union's branch may itself need to be fitted.
     for _ in 0..2 {
         for (path, text) in plain {
             let fitted = schema
                 .resolve(root, path, Some(arguments))
                 .and_then(|type_name| fitted(type_name, text, schema));
-            let place = path.iter().try_fold(&mut *arguments, |here, name| here.get_mut(*name));
+            let place = path
+                .iter()
+                .try_fold(&mut *arguments, |here, name| here.get_mut(*name));
             if let (Some(fitted), Some(place)) = (fitted, place) {
                 *place = fitted;
             }
@@ -261,5 +276,7 @@ fn fit_alternate(branches: &[&str], text: &str, schema: &Introspection) -> Optio
     if parse_json(text).is_ok_and(|value| takes(&value)) {
         return None;
     }
-    branches.iter().find_map(|branch| fitted(branch, text, schema))
+    branches
+        .iter()
+        .find_map(|branch| fitted(branch, text, schema))
 }

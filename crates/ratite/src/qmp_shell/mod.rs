@@ -58,13 +58,31 @@ Exit status: 0 success, 1 the server replied with an error, 2 usage or connectio
 
 /// The table of options.
 pub(crate) fn command() -> Command {
-    let flag = |name, help| Arg::new(name).long(name).action(ArgAction::SetTrue).help(help);
+    let flag = |name, help| {
+        Arg::new(name)
+            .long(name)
+            .action(ArgAction::SetTrue)
+            .help(help)
+    };
     Command::new("qmp")
         .about("Talk QMP with a server: a shell, or one command.")
         .after_help(EXAMPLES)
-        .arg(Arg::new("address").value_name("ADDRESS").help("where the server listens"))
-        .arg(Arg::new("command").value_name("COMMAND").help("what to run, as in the shell"))
-        .arg(Arg::new("arguments").value_name("key=value").num_args(0..).help("its arguments"))
+        .arg(
+            Arg::new("address")
+                .value_name("ADDRESS")
+                .help("where the server listens"),
+        )
+        .arg(
+            Arg::new("command")
+                .value_name("COMMAND")
+                .help("what to run, as in the shell"),
+        )
+        .arg(
+            Arg::new("arguments")
+                .value_name("key=value")
+                .num_args(0..)
+                .help("its arguments"),
+        )
         .arg(
             Arg::new("timeout")
                 .long("timeout")
@@ -81,14 +99,21 @@ pub(crate) fn command() -> Command {
                 .help("pretty, json in one line, or by whether a terminal reads it"),
         )
         .arg(flag("pretty", "the same as --output pretty").short('p'))
-        .arg(flag("events", "show events, after the command if there is one"))
+        .arg(flag(
+            "events",
+            "show events, after the command if there is one",
+        ))
         .arg(flag("oob", "run the command out of band"))
 }
 
 fn parse_seconds(text: &str) -> Result<Duration, String> {
-    let seconds: f64 = text.parse().map_err(|_| "it is a number of seconds".to_owned())?;
+    let seconds: f64 = text
+        .parse()
+        .map_err(|_| "it is a number of seconds".to_owned())?;
     if !(seconds > 0.0 && seconds <= MAX_TIMEOUT_SECONDS) {
-        return Err(format!("it is more than 0 and at most {MAX_TIMEOUT_SECONDS}"));
+        return Err(format!(
+            "it is more than 0 and at most {MAX_TIMEOUT_SECONDS}"
+        ));
     }
     Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
 }
@@ -102,7 +127,11 @@ pub(crate) fn main(program: &str, arguments: Vec<OsString>) -> ExitCode {
             let good = !error.use_stderr();
             // A closed standard output is nothing to complain about.
             let _ = error.print();
-            if good { ExitCode::SUCCESS } else { ExitCode::from(EXIT_TROUBLE) }
+            if good {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::from(EXIT_TROUBLE)
+            }
         }
     }
 }
@@ -137,7 +166,10 @@ fn run_within(options: &ArgMatches, runtime: &Handle) -> ExitCode {
     };
     let texts = |name| options.get_many::<String>(name).unwrap_or_default();
     let command = texts("command").next().map(|name| {
-        (name.as_str(), texts("arguments").map(String::as_str).collect::<Vec<_>>())
+        (
+            name.as_str(),
+            texts("arguments").map(String::as_str).collect::<Vec<_>>(),
+        )
     });
     let events = options.get_flag("events");
     let shell = Shell::new(client, limit, output(options));
@@ -153,7 +185,10 @@ fn run_within(options: &ArgMatches, runtime: &Handle) -> ExitCode {
 }
 
 fn output(options: &ArgMatches) -> Output {
-    let form = options.get_one::<String>("output").map(String::as_str).unwrap_or_default();
+    let form = options
+        .get_one::<String>("output")
+        .map(String::as_str)
+        .unwrap_or_default();
     let out = std::io::stdout();
     match form {
         _ if options.get_flag("pretty") => Output::Pretty(Look::of(&out)),
@@ -189,8 +224,11 @@ async fn connect(address: &Address, limit: Duration) -> Result<Client, Failure> 
 #[allow(dead_code, reason = "for the first look, which does not open it yet")]
 pub(crate) fn interactive(runtime: &Handle, client: Client, on_exit: impl FnOnce()) -> ExitCode {
     let look = Look::of(&std::io::stdout());
-    let status =
-        editor::converse(runtime, Shell::new(client, REPLY_LIMIT, Output::Pretty(look)), look);
+    let status = editor::converse(
+        runtime,
+        Shell::new(client, REPLY_LIMIT, Output::Pretty(look)),
+        look,
+    );
     on_exit();
     status
 }

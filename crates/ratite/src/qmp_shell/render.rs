@@ -72,7 +72,10 @@ impl Look {
     pub(crate) fn event(self, event: &Event) -> String {
         let time = clock(event.timestamp.seconds, event.timestamp.microseconds);
         let name = self.paint(Paint::Strong, &printable(&event.name));
-        let head = format!("{} {name}", self.paint(Paint::Event, &format!("event {time}")));
+        let head = format!(
+            "{} {name}",
+            self.paint(Paint::Event, &format!("event {time}"))
+        );
         match &event.data {
             Some(data) => format!("{head} {}", self.value(data)),
             None => head,
@@ -201,5 +204,9 @@ fn is_bidirectional_control(character: char) -> bool {
 fn clock(seconds: i64, microseconds: i64) -> String {
     let of_day = seconds.rem_euclid(86400);
     let (hours, minutes) = (of_day / 3600, of_day / 60 % 60);
-    format!("{hours:02}:{minutes:02}:{:02}.{:03}Z", of_day % 60, microseconds / 1000)
+    format!(
+        "{hours:02}:{minutes:02}:{:02}.{:03}Z",
+        of_day % 60,
+        microseconds / 1000
+    )
 }

@@ -28,7 +28,9 @@ pub(crate) async fn once(
             Err(failure) => return exit(Err(failure)),
         }
     }
-    let Some(mut stream) = stream else { return ExitCode::SUCCESS };
+    let Some(mut stream) = stream else {
+        return ExitCode::SUCCESS;
+    };
     let time_is_over = async {
         match listen_for {
             Some(limit) => tokio::time::sleep(limit).await,
@@ -99,7 +101,10 @@ pub(crate) async fn lines(mut shell: Shell) -> ExitCode {
 
 fn read_line() -> std::io::Result<Option<String>> {
     let mut line = String::new();
-    let count = std::io::stdin().lock().take(MAX_LINE_BYTES).read_line(&mut line)?;
+    let count = std::io::stdin()
+        .lock()
+        .take(MAX_LINE_BYTES)
+        .read_line(&mut line)?;
     if u64::try_from(count).is_ok_and(|count| count == MAX_LINE_BYTES) {
         let text = format!("a line is longer than {MAX_LINE_BYTES} bytes");
         return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, text));

@@ -14,9 +14,9 @@ use super::introspection::Introspection;
 use super::line::{CommandLine, needs_schema, parse_raw, parse_words, words};
 use super::render::{Look, printable};
 
-/// The server or the network refused, or what was asked for makes no sense.
+/// Exit status: the server replied with an error.
 pub(crate) const EXIT_QMP_ERROR: u8 = 1;
-/// Usage, or the connection.
+/// Exit status: usage, or the connection.
 pub(crate) const EXIT_TROUBLE: u8 = 2;
 
 /// How values look.
@@ -153,8 +153,14 @@ impl Shell {
     pub(crate) async fn line(&mut self, line: &str) -> Result<Answer, Failure> {
         let line = line.trim();
         let parts = words(line);
-        if let Some(open) = parts.iter().find(|word| word.open && !line.starts_with('{')) {
-            return Err(Failure::Usage(format!("a quote or bracket in '{}' is open", open.text)));
+        if let Some(open) = parts
+            .iter()
+            .find(|word| word.open && !line.starts_with('{'))
+        {
+            return Err(Failure::Usage(format!(
+                "a quote or bracket in '{}' is open",
+                open.text
+            )));
         }
         let texts: Vec<&str> = parts.iter().map(|word| word.text).collect();
         match texts.split_first() {
@@ -191,7 +197,11 @@ impl Shell {
     async fn answer(&mut self, command: CommandLine) -> Result<Answer, Failure> {
         let ends = command.name == "quit";
         let text = self.output.value(&self.run(command).await?);
-        if ends && tokio::time::timeout(self.limit, self.client.lost()).await.is_ok() {
+        if ends
+            && tokio::time::timeout(self.limit, self.client.lost())
+                .await
+                .is_ok()
+        {
             return Ok(Answer::ServerEnds(text));
         }
         Ok(Answer::Text(text))
@@ -227,9 +237,21 @@ impl Shell {
     /// The greeting's version, for people.
     pub(crate) fn server(&self) -> String {
         let version = self.client.version();
-        let part = |name: &str| version.get("qemu").and_then(|qemu| qemu.get(name)?.as_u64());
-        let package = version.get("package").and_then(Value::as_str).unwrap_or_default().trim();
-        let package = if package.is_empty() { String::new() } else { format!(" ({package})") };
+        let part = |name: &str| {
+            version
+                .get("qemu")
+                .and_then(|qemu| qemu.get(name)?.as_u64())
+        };
+        let package = version
+            .get("package")
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .trim();
+        let package = if package.is_empty() {
+            String::new()
+        } else {
+            format!(" ({package})")
+        };
         match (part("major"), part("minor"), part("micro")) {
             (Some(major), Some(minor), Some(micro)) => {
                 printable(&format!("version {major}.{minor}.{micro}{package}"))
