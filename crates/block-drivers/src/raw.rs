@@ -92,7 +92,17 @@ impl Driver for RawDriver {
     }
 
     fn filename(&self) -> String {
-        self.file.node().driver().filename()
+        let below = self.file.node().driver().filename();
+        let Some(child) = below.strip_prefix("json:") else {
+            return below;
+        };
+        match serde_json::from_str::<serde_json::Value>(child) {
+            Ok(child) => format!(
+                "json:{}",
+                serde_json::json!({"driver": "raw", "file": child})
+            ),
+            Err(_) => below,
+        }
     }
 
     fn info(&self) -> DriverInfo {

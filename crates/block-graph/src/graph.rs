@@ -206,11 +206,7 @@ impl Graph {
 
     /// Holds off all requests that could reach `node` but those of `except`, waits for those
     /// under way, and lets them go on when the guard is dropped.
-    pub async fn drain(
-        &self,
-        node: &Arc<Node>,
-        except: Option<&Arc<BlockBackend>>,
-    ) -> Drained {
+    pub async fn drain(&self, node: &Arc<Node>, except: Option<&Arc<BlockBackend>>) -> Drained {
         let backends: Vec<_> = self
             .backends()
             .into_iter()
@@ -305,8 +301,9 @@ fn restore_permissions(node: &Arc<Node>) {
 
 fn check_conflicts(node: &Node) -> Result<(), GraphError> {
     let parents = node.parents();
-    for needs in &parents {
-        for refuses in &parents {
+    // The newest parent is the one that brought the conflict: it is named first.
+    for needs in parents.iter().rev() {
+        for refuses in parents.iter().rev() {
             if Arc::ptr_eq(needs, refuses) {
                 continue;
             }

@@ -10,9 +10,7 @@ use api::{
     QmpError, QueryBlockstatsArgs, QueryNamedBlockNodesArgs, XDbgBlockGraph, XDbgBlockGraphEdge,
     XDbgBlockGraphNode, XDbgBlockGraphNodeType,
 };
-use block_graph::{
-    BlockBackend, DetectZeroes, DriverInfo, Edge, Node, OperationStats, Permission,
-};
+use block_graph::{BlockBackend, DetectZeroes, DriverInfo, Edge, Node, OperationStats, Permission};
 use monitor::Caller;
 
 use crate::service::Handlers;
@@ -142,10 +140,18 @@ struct Sum {
 impl Sum {
     fn over<'a>(all: impl Iterator<Item = &'a OperationStats>) -> Self {
         all.fold(Self::default(), |sum, stats| Self {
-            completed: sum.completed.saturating_add(stats.completed.load(Ordering::Relaxed)),
-            bytes: sum.bytes.saturating_add(stats.bytes.load(Ordering::Relaxed)),
-            failed: sum.failed.saturating_add(stats.failed.load(Ordering::Relaxed)),
-            invalid: sum.invalid.saturating_add(stats.invalid.load(Ordering::Relaxed)),
+            completed: sum
+                .completed
+                .saturating_add(stats.completed.load(Ordering::Relaxed)),
+            bytes: sum
+                .bytes
+                .saturating_add(stats.bytes.load(Ordering::Relaxed)),
+            failed: sum
+                .failed
+                .saturating_add(stats.failed.load(Ordering::Relaxed)),
+            invalid: sum
+                .invalid
+                .saturating_add(stats.invalid.load(Ordering::Relaxed)),
         })
     }
 }
@@ -210,12 +216,18 @@ fn permissions(set: Permission) -> Vec<BlockPermission> {
         (Permission::WRITE, BlockPermission::Write),
         (Permission::CONSISTENT_READ, BlockPermission::ConsistentRead),
     ];
-    all.into_iter().filter(|(one, _)| set.contains(*one)).map(|(_, name)| name).collect()
+    all.into_iter()
+        .filter(|(one, _)| set.contains(*one))
+        .map(|(_, name)| name)
+        .collect()
 }
 
 /// Nodes and backends with numbers of their own, and the edges between them.
 fn block_graph(nodes: &[Arc<Node>], backends: &[Arc<BlockBackend>]) -> XDbgBlockGraph {
-    let mut graph = XDbgBlockGraph { nodes: Vec::new(), edges: Vec::new() };
+    let mut graph = XDbgBlockGraph {
+        nodes: Vec::new(),
+        edges: Vec::new(),
+    };
     let mut ids = HashMap::new();
     let mut next_id = 1;
     for node in nodes {
@@ -239,9 +251,13 @@ fn block_graph(nodes: &[Arc<Node>], backends: &[Arc<BlockBackend>]) -> XDbgBlock
         })
     };
     for node in nodes {
-        let Some(parent) = ids.get(node.name()) else { continue };
+        let Some(parent) = ids.get(node.name()) else {
+            continue;
+        };
         let children = node.driver().children();
-        graph.edges.extend(children.iter().filter_map(|edge| edge_of(edge, *parent)));
+        graph
+            .edges
+            .extend(children.iter().filter_map(|edge| edge_of(edge, *parent)));
     }
     for backend in backends {
         graph.nodes.push(XDbgBlockGraphNode {
@@ -267,7 +283,13 @@ impl BlockCoreCommands<Caller> for Handlers {
         arguments: QueryNamedBlockNodesArgs,
     ) -> Result<Vec<BlockDeviceInfo>, QmpError> {
         let flat = arguments.flat == Some(true);
-        Ok(self.inner.graph.nodes().iter().map(|node| device_info(node, flat)).collect())
+        Ok(self
+            .inner
+            .graph
+            .nodes()
+            .iter()
+            .map(|node| device_info(node, flat))
+            .collect())
     }
 
     async fn query_blockstats(
@@ -279,14 +301,23 @@ impl BlockCoreCommands<Caller> for Handlers {
             return Ok(Vec::new());
         }
         let backends = self.inner.graph.backends();
-        Ok(self.inner.graph.nodes().iter().map(|node| node_stats(node, &backends)).collect())
+        Ok(self
+            .inner
+            .graph
+            .nodes()
+            .iter()
+            .map(|node| node_stats(node, &backends))
+            .collect())
     }
 
     async fn x_debug_query_block_graph(
         &self,
         _caller: Arc<Caller>,
     ) -> Result<XDbgBlockGraph, QmpError> {
-        Ok(block_graph(&self.inner.graph.nodes(), &self.inner.graph.backends()))
+        Ok(block_graph(
+            &self.inner.graph.nodes(),
+            &self.inner.graph.backends(),
+        ))
     }
 
     async fn block_resize(

@@ -5,6 +5,7 @@ mod chardev_option;
 pub(crate) mod options;
 
 use std::ffi::OsString;
+use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -30,7 +31,10 @@ pub(crate) fn main(program: &str, arguments: Vec<OsString>) -> ExitCode {
             return ExitCode::SUCCESS;
         }
         Err(complaint) => {
-            eprintln!("{program}: {complaint}\nTry '{program} --help' for what there is.");
+            eprintln!("{program}: {complaint}");
+            if std::io::stderr().is_terminal() {
+                eprintln!("Try '{program} --help' for what there is.");
+            }
             return ExitCode::FAILURE;
         }
     };
@@ -47,8 +51,27 @@ pub(crate) fn main(program: &str, arguments: Vec<OsString>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(complaint) => {
             eprintln!("{program}: {complaint}");
+            if let Some(hint) = hint(&complaint) {
+                eprintln!("{hint}");
+            }
             ExitCode::FAILURE
         }
+    }
+}
+
+/// More about a complaint, where its words leave a person wondering.
+fn hint(complaint: &str) -> Option<&'static str> {
+    if complaint.ends_with("expects an identifier") {
+        Some("Identifiers consist of letters, digits, '-', '.', '_', starting with a letter.")
+    } else if complaint.ends_with("expects a non-negative number below 2^64") {
+        Some(
+            "Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\n\
+             and exabytes, respectively.",
+        )
+    } else if complaint.ends_with("lock") && complaint.contains("Failed to get ") {
+        Some("Is another process using the image?")
+    } else {
+        None
     }
 }
 
@@ -66,15 +89,23 @@ fn run(line: &CommandLine) -> Result<(), String> {
     let daemon = Daemon::new(&runtime).map_err(|error| format!("cannot start: {error}"))?;
     let ended = runtime.block_on(async {
         for step in &line.steps {
-            daemon.set_up(step).await.map_err(|error| {
-                format!("--{} {}: {}", step.option, step.text, error.desc)
-            })?;
+            daemon
+                .set_up(step)
+                .await
+                .map_err(|error| format!("--{} {}: {}", step.option, step.text, error.desc))?;
         }
-        let pidfile = line.pidfile.as_deref().map(background::PidFile::create).transpose()?;
+        let pidfile = line
+            .pidfile
+            .as_deref()
+            .map(background::PidFile::create)
+            .transpose()?;
         if line.daemonize {
             background::settle().map_err(|error| format!("cannot go on: {error}"))?;
         }
-        daemon.wait_for_end().await.map_err(|error| format!("cannot wait: {error}"))?;
+        daemon
+            .wait_for_end()
+            .await
+            .map_err(|error| format!("cannot wait: {error}"))?;
         drop(pidfile);
         Ok(())
     });
@@ -104,7 +135,11 @@ impl Daemon {
         let table = service.commands(Arc::clone(&quit));
         let bus = Arc::clone(service.event_bus());
         let monitors = MonitorServer::new(table, bus, &version_info(), handle);
-        Ok(Self { service, monitors, quit })
+        Ok(Self {
+            service,
+            monitors,
+            quit,
+        })
     }
 
     /// Does what one option asks for.
@@ -144,8 +179,10 @@ impl Daemon {
             return Err(QmpError::generic("Only QMP is supported"));
         }
         let claim = self.service.chardevs().claim(&options.chardev)?;
-        let options =
-            monitor::MonitorOptions { id: options.id, pretty: options.pretty == Some(true) };
+        let options = monitor::MonitorOptions {
+            id: options.id,
+            pretty: options.pretty == Some(true),
+        };
         self.monitors.serve_chardev(claim, &options);
         Ok(())
     }
