@@ -121,6 +121,7 @@ impl Qcow2 {
             header_lock: RangeLocks::default(),
             broken: AtomicBool::new(false),
             corruption_told: AtomicBool::new(false),
+            activated: AtomicBool::new(false),
             closed: AtomicBool::new(false),
         });
         Ok(Self { image })
@@ -178,7 +179,7 @@ fn check_openable(
     if options.read_only {
         return Ok(());
     }
-    if header.is_corrupt() {
+    if header.is_corrupt() && !options.for_check {
         return Err(BlockError {
             errno: 13,
             ..refuse("qcow2: Image is corrupt; cannot be opened read/write")
@@ -266,6 +267,7 @@ impl Image {
         if dirty {
             self.repair_dirty().await?;
         }
+        self.activated.store(true, Ordering::Release);
         Ok(())
     }
 

@@ -11,6 +11,7 @@
 //!        |                     L2 slices, counts, what is metadata; no waiting
 //!   allocate.rs commit.rs      loading, growing, and writing back in a safe order
 //!   check.rs                   finding and mending what is wrong
+//!   together.rs                several operations under way at once
 //! ```
 //!
 //! Lifecycle: [`ImageHeader::read`] reads and checks the header; the caller opens what the header
@@ -48,6 +49,7 @@ mod read;
 mod refcounts;
 mod resize;
 mod slice_cache;
+mod together;
 mod types;
 mod write;
 mod zero;
