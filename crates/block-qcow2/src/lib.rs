@@ -18,6 +18,8 @@
 //! names (a data file, a backing file), as its policy allows; [`Qcow2::open`] makes the driver;
 //! [`block_graph::Driver::activate`] is called before the first write; [`block_graph::Driver::close`] last.
 //!
+//! Requests are polled on a [`host_io::Executor`]: what changes an image becomes a task of it.
+//!
 //! Invariants:
 //! - Metadata is changed under one lock that is never held across waiting, and written back only
 //!   by `commit.rs`, whose text says why no crash corrupts an image.
