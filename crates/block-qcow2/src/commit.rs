@@ -32,6 +32,7 @@ use host_io::{IoBuf, IoBytes};
 use crate::allocate::table_chunk;
 use crate::header::{field, incompatible};
 use crate::image::{Freed, Image, L1_CHUNK_ENTRIES};
+use crate::together::{Operation, together};
 use crate::types::{HostCluster, HostOffset, SliceNumber};
 
 /// After how many freed and not yet reusable clusters a request commits by itself.
@@ -113,9 +114,12 @@ impl Image {
             self.end_refcount_write(changes, durable.is_ok())?;
             durable?;
         }
-        for (at, bytes) in snapshot.slices.iter().chain(&snapshot.l1) {
-            self.write_metadata(*at, bytes.clone()).await?;
-        }
+        let writes = snapshot.slices.iter().chain(&snapshot.l1);
+        together(writes.map(|(at, bytes)| {
+            let write: Operation<'_, ()> = Box::pin(self.write_metadata(*at, bytes.clone()));
+            write
+        }))
+        .await?;
         self.flush_file().await
     }
 
@@ -287,7 +291,9 @@ impl Image {
             self.end_refcount_write(changes, durable.is_ok())?;
             durable?;
         }
-        if self.state.lock().incompatible & incompatible::DIRTY != 0 {
+        // Only who has mended the counts, or has written them all, may say that they are right.
+        let is_dirty = self.state.lock().incompatible & incompatible::DIRTY != 0;
+        if is_dirty && self.activated.load(Ordering::Acquire) {
             self.set_incompatible(0, incompatible::DIRTY).await?;
             self.flush_file().await?;
         }

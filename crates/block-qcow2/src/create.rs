@@ -6,8 +6,8 @@
 use std::sync::Arc;
 
 use block_graph::{
-    BlockError, BlockEvents, BlockOperation, Edge, ImageCorrupted, InFlight, Preallocation,
-    WriteFlags,
+    BlockError, BlockErrorKind, BlockEvents, BlockOperation, Edge, ImageCorrupted, InFlight,
+    Preallocation, WriteFlags,
 };
 use host_io::IoBytes;
 use zerocopy::IntoBytes;
@@ -234,7 +234,7 @@ pub async fn create(
     let node = file.node_arc();
     match node.resize(0, false, Preallocation::Off).await {
         // A device keeps its length: then its old content is overwritten where it matters.
-        Err(error) if error.errno == ENOTSUP => {
+        Err(error) if error.kind != BlockErrorKind::Host && node.length() > 0 => {
             let no_header = IoBytes::copy_of(&[0; 512]);
             node.write(0, no_header, WriteFlags::empty()).await?;
         }
@@ -253,8 +253,6 @@ pub async fn create(
     }
     preallocate(file, data_file, options).await
 }
-
-const ENOTSUP: i32 = 95;
 
 async fn write_tables(node: &Arc<block_graph::Node>, plan: &Plan) -> Result<(), BlockError> {
     let geometry = &plan.geometry;

@@ -95,6 +95,8 @@ pub(crate) struct Image {
     /// Nothing works any more: the image turned out to be corrupt while it was open for writing.
     pub broken: AtomicBool,
     pub corruption_told: AtomicBool,
+    /// The image may be written, and its counts are right but for what is in memory.
+    pub activated: AtomicBool,
     /// [`Image::finish`] has been called.
     pub closed: AtomicBool,
 }

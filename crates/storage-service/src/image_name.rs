@@ -121,7 +121,6 @@ pub(crate) fn options_for(
             lazy_refcounts: None,
             pass_discard_request: None,
             pass_discard_snapshot: None,
-            pass_discard_other: None,
             discard_no_unref: None,
             overlap_check: None,
             cache_size: None,

@@ -238,10 +238,15 @@ fn check_finds_and_mends() {
     // Data cluster 5: count 0; cluster 9: a leak.
     let mut image = poked(&image, 2 * 4096 + 10, &[0, 0]).file.content();
     image[2 * 4096 + 19] = 1;
+    image[79] = 2;
     let disk = Disk::of(image);
     run(move || async move {
+        let options = OpenOptions {
+            for_check: true,
+            ..small_caches()
+        };
         let open = async || {
-            disk.open_driver(small_caches(), Arc::default(), Arc::default())
+            disk.open_driver(options.clone(), Arc::default(), Arc::default())
                 .await
                 .unwrap()
         };
@@ -254,6 +259,7 @@ fn check_finds_and_mends() {
             corruptions: true,
         };
         let report = driver.check(all).await.unwrap();
+        assert_eq!(disk.file.content()[72..80], [0; 8]);
         assert_eq!((report.corruptions, report.leaks), (0, 0), "{report:?}");
         assert_eq!((report.corruptions_fixed, report.leaks_fixed), (1, 1));
         let report = open().await.check(Repair::default()).await.unwrap();
@@ -367,4 +373,21 @@ async fn abuse(image: Vec<u8>) {
         };
         let _ = driver.check(all).await;
     }
+}
+
+#[test]
+fn a_dirty_image_stays_dirty_until_its_counts_are_mended() {
+    let image = run(|| async { one_cluster(&Variant::default()).await.file.content() });
+    let disk = poked(&image, 79, &[1]);
+    run(move || async move {
+        let driver = disk
+            .open_driver(small_caches(), Arc::default(), Arc::default())
+            .await
+            .unwrap();
+        block_graph::Driver::close(&driver).await.unwrap();
+        assert_eq!(disk.file.content()[79], 1);
+        let node = disk.open().await.unwrap();
+        assert_eq!(disk.file.content()[79], 0);
+        node.driver().close().await.unwrap();
+    });
 }

@@ -221,7 +221,6 @@ async fn connect(address: &Address, limit: Duration) -> Result<Client, Failure> 
 /// The shell on a connection that is there already, for a person at the terminal; `on_exit` runs
 /// when they leave. Blocks; must not be called within the runtime, which has to have a thread of its
 /// own.
-#[allow(dead_code, reason = "for the first look, which does not open it yet")]
 pub(crate) fn interactive(runtime: &Handle, client: Client, on_exit: impl FnOnce()) -> ExitCode {
     let look = Look::of(&std::io::stdout());
     let status = editor::converse(
