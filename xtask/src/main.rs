@@ -20,7 +20,8 @@ usage: cargo xtask TASK
                       compare our introspection with a reference;
                       --only-served leaves out what is pending
   tidy                check layers, sizes and names
-  soak [SECONDS]      run each fuzz target for so long (60); needs nightly Rust and cargo-fuzz
+  soak [SECONDS [TARGET...]]
+                      run each fuzz target for so long (60); needs nightly Rust and cargo-fuzz
 ";
 
 fn main() -> ExitCode {

@@ -1,4 +1,4 @@
-//! `cargo xtask soak [SECONDS]`: every fuzz target under libFuzzer, one after the other.
+//! `cargo xtask soak [SECONDS [TARGET...]]`: fuzz targets under libFuzzer, one after the other.
 //!
 //! What it finds stands in `fuzz/artifacts`. New inputs go to `fuzz/corpus.found`, which is not
 //! kept; what is worth keeping is moved to `fuzz/corpus` by hand.
@@ -22,13 +22,17 @@ const INPUT_SECONDS_MAX: u32 = 20;
 const MEMORY_MIB_MAX: u32 = 2048;
 
 pub fn run(arguments: &[String]) -> Result<ExitCode> {
-    let seconds: u32 = match arguments {
-        [] => 60,
-        [text] => text
-            .parse()
-            .with_context(|| format!("'{text}' is no number of seconds"))?,
-        _ => bail!("usage: cargo xtask soak [SECONDS]"),
+    let (seconds, wanted): (u32, _) = match arguments.split_first() {
+        None => (60, arguments),
+        Some((text, wanted)) => {
+            let seconds = text.parse();
+            let seconds = seconds.with_context(|| format!("'{text}' is no number of seconds"))?;
+            (seconds, wanted)
+        }
     };
+    if let Some(unknown) = wanted.iter().find(|name| !is_target(name)) {
+        bail!("there is no fuzz target '{unknown}'");
+    }
     require(
         "nightly Rust",
         &["+nightly", "--version"],
@@ -42,6 +46,9 @@ pub fn run(arguments: &[String]) -> Result<ExitCode> {
     let root = crate::root()?;
     let mut failed = Vec::new();
     for (target, longest) in TARGETS {
+        if !wanted.is_empty() && !wanted.iter().any(|name| name == target) {
+            continue;
+        }
         println!("== {target}, {seconds} s");
         let found = root.join("fuzz/corpus.found").join(target);
         std::fs::create_dir_all(&found)
@@ -72,6 +79,10 @@ pub fn run(arguments: &[String]) -> Result<ExitCode> {
         failed.join(", ")
     );
     Ok(ExitCode::FAILURE)
+}
+
+fn is_target(name: &str) -> bool {
+    TARGETS.iter().any(|(target, _)| *target == name)
 }
 
 /// Says how to get what is missing; installs nothing.

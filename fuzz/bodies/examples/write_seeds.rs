@@ -65,7 +65,7 @@ const IMAGES: &[Image] = &[
     ),
     ("v3-4k", "cluster_size=4k", "256k", MIXED),
     ("v3-64k", "cluster_size=64k", "1M", MIXED),
-    ("wide-2m", "cluster_size=2M", "16M", MIXED),
+    ("wide-128k", "cluster_size=128k", "2M", MIXED),
     ("v3-512-large", "cluster_size=512", "64M", MIXED),
     (
         "extended-16k",

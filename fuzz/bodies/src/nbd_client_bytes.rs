@@ -2,9 +2,9 @@
 
 use nbd_wire::reply::{ChunkWriter, ReplyFormat, ReplyHeader, encode_simple};
 use nbd_wire::{
-    BlockSize, Command, ErrorCode, ExportInfo, Exports, ListedExport, MAX_PAYLOAD_BYTES,
-    MAX_PENDING_OUTPUT_BYTES, Ready, Request, RequestFormat, ServerHandshake, ServerStatus,
-    StatusSelection, Tls, TransmissionFlags, validate,
+    BlockSize, Command, CommandFlags, ErrorCode, ExportInfo, Exports, ListedExport,
+    MAX_PAYLOAD_BYTES, MAX_PENDING_OUTPUT_BYTES, Ready, Request, RequestFormat, ServerHandshake,
+    ServerStatus, StatusSelection, Tls, TransmissionFlags, validate,
 };
 
 use crate::pieces::pieces;
@@ -173,7 +173,8 @@ fn may_run(ready: &Ready, request: &Request, payload: &[u8]) {
             assert!(request.length <= MAX_PAYLOAD_BYTES.into() && end(request.length) <= size);
         }
         Command::Cache => assert!(end(request.length) <= size),
-        Command::BlockStatus if request.payload_bytes() > 0 => {
+        // The range is in the payload then, and is checked with it.
+        Command::BlockStatus if request.flags.contains(CommandFlags::PAYLOAD_LEN) => {
             let Ready {
                 export, negotiated, ..
             } = ready;

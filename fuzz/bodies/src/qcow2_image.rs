@@ -1,5 +1,6 @@
 //! A qcow2 image: reading it, and writing to it.
 
+use std::ops::Deref;
 use std::sync::{Arc, LazyLock};
 
 use block_doubles::{Rng, Storage};
@@ -12,8 +13,8 @@ use host_io::{Engine, Executor, IoBuf, IoBytes};
 
 use crate::qcow2_reference::Reference;
 
-/// Where packed images end: room for a few clusters of 2 MiB.
-const PACKED_IMAGE_MAX: usize = 1 << 24;
+/// Where images end: each is copied and compared several times. Room for a few clusters of 128 KiB.
+const IMAGE_BYTES_MAX: usize = 1 << 20;
 /// A packed image's record: 3 bytes offset and 2 bytes length.
 const RECORD_HEADER_BYTES: usize = 5;
 /// Longest piece that is read at once.
@@ -24,7 +25,7 @@ const MAPPED_MAX: usize = 32;
 const MODEL_BYTES_MAX: u64 = 1 << 20;
 /// Images with more refcounts are only read: checking takes time for each, and a check is run
 /// before and after writing.
-const COUNTS_MAX: u64 = 1 << 17;
+const COUNTS_MAX: u64 = 1 << 15;
 /// How many changes are made to an image.
 const CHANGES: u64 = 8;
 /// How long the backing file and the data file are; neither is a whole number of clusters.
@@ -58,15 +59,15 @@ pub fn qcow2_image(data: &[u8]) {
 /// The image that the records make; bytes that are an image already are left alone.
 pub fn unpack_image(data: &[u8]) -> Vec<u8> {
     if data.starts_with(b"QFI\xfb") {
-        return data.iter().copied().take(PACKED_IMAGE_MAX).collect();
+        return data.iter().copied().take(IMAGE_BYTES_MAX).collect();
     }
     let mut image = Vec::new();
     let mut rest = data;
     while let Some((header, behind)) = rest.split_at_checked(RECORD_HEADER_BYTES) {
         let number = |bytes: &[u8]| bytes.iter().fold(0, |sum, &b| sum << 8 | usize::from(b));
-        let (offset, len) = (number(&header[..3]), number(&header[3..]));
+        let (offset, len) = (number(&header[..3]) % IMAGE_BYTES_MAX, number(&header[3..]));
         let (content, next) = behind.split_at(len.min(behind.len()));
-        let end = (offset + content.len()).min(PACKED_IMAGE_MAX);
+        let end = (offset + content.len()).min(IMAGE_BYTES_MAX);
         if image.len() < end {
             image.resize(end, 0);
         }
@@ -78,9 +79,9 @@ pub fn unpack_image(data: &[u8]) -> Vec<u8> {
     image
 }
 
-/// The records for an image, without its longer runs of zeroes. `None` for one over 16 MiB.
+/// The records for an image, without its longer runs of zeroes. `None` for one over 1 MiB.
 pub fn pack_image(image: &[u8]) -> Option<Vec<u8>> {
-    if image.len() > PACKED_IMAGE_MAX {
+    if image.len() > IMAGE_BYTES_MAX {
         return None;
     }
     let mut out = Vec::new();
@@ -139,22 +140,38 @@ impl BlockEvents for NoEvents {
     fn image_corrupted(&self, _event: ImageCorrupted) {}
 }
 
-fn edge(storage: &Storage, name: &str, role: ChildRole) -> Arc<Edge> {
-    let options = NodeOptions {
-        discard_unmap: true,
-        ..NodeOptions::default()
-    };
-    let driver = Box::new(storage.clone());
-    let node = Node::new(name.to_owned(), driver, options, false, Arc::default());
-    Graph::default()
-        .attach(
-            ParentName::Node("image".to_owned()),
-            name,
-            role,
-            &node,
-            Permissions::NONE,
-        )
-        .expect("nothing else uses the storage")
+/// The edges of one image to what lies below it. An edge and its node hold each other until they
+/// are detached.
+#[derive(Default)]
+struct Below {
+    graph: Graph,
+    edges: Vec<Arc<Edge>>,
+}
+
+impl Below {
+    fn attach(&mut self, content: &Storage, name: &str, role: ChildRole) -> Arc<Edge> {
+        let options = NodeOptions {
+            discard_unmap: true,
+            ..NodeOptions::default()
+        };
+        let driver = Box::new(content.clone());
+        let node = Node::new(name.to_owned(), driver, options, false, Arc::default());
+        let parent = ParentName::Node("image".to_owned());
+        let edge = self
+            .graph
+            .attach(parent, name, role, &node, Permissions::NONE)
+            .expect("nothing else uses the storage");
+        self.edges.push(Arc::clone(&edge));
+        edge
+    }
+}
+
+impl Drop for Below {
+    fn drop(&mut self) {
+        for edge in &self.edges {
+            self.graph.detach(edge);
+        }
+    }
 }
 
 async fn driver(
@@ -163,29 +180,37 @@ async fn driver(
     data: &Storage,
     options: OpenOptions,
     in_flight: &Arc<InFlight>,
-) -> Result<Qcow2, BlockError> {
-    let file = edge(file, "file", ChildRole::Image);
+) -> Result<(Qcow2, Below), BlockError> {
+    let mut below = Below::default();
+    let file = below.attach(file, "file", ChildRole::Image);
     let header = ImageHeader::read(&file).await?;
     let backing = Storage::new(disk.backing.clone());
     let children = Children {
         file,
         data_file: header
             .needs_data_file()
-            .then(|| edge(data, "data-file", ChildRole::Data)),
+            .then(|| below.attach(data, "data-file", ChildRole::Data)),
         backing: header
             .backing_file()
-            .map(|_| edge(&backing, "backing", ChildRole::Backing)),
+            .map(|_| below.attach(&backing, "backing", ChildRole::Backing)),
     };
-    let in_flight = Arc::clone(in_flight);
-    Qcow2::open(
-        header,
-        children,
-        options,
-        "image",
-        in_flight,
-        Arc::new(NoEvents),
-    )
-    .await
+    let (in_flight, events) = (Arc::clone(in_flight), Arc::new(NoEvents));
+    let driver = Qcow2::open(header, children, options, "image", in_flight, events).await?;
+    Ok((driver, below))
+}
+
+/// An open image. Dropping it does not close it.
+struct Opened {
+    node: Arc<Node>,
+    _below: Below,
+}
+
+impl Deref for Opened {
+    type Target = Node;
+
+    fn deref(&self) -> &Node {
+        &self.node
+    }
 }
 
 async fn open(
@@ -193,10 +218,10 @@ async fn open(
     disk: &Disk,
     data: &Storage,
     options: OpenOptions,
-) -> Result<Arc<Node>, BlockError> {
+) -> Result<Opened, BlockError> {
     let in_flight = Arc::default();
     let read_only = options.read_only;
-    let driver = driver(file, disk, data, options, &in_flight).await?;
+    let (driver, below) = driver(file, disk, data, options, &in_flight).await?;
     let options = NodeOptions {
         discard_unmap: true,
         ..NodeOptions::default()
@@ -206,7 +231,10 @@ async fn open(
     if !read_only {
         node.driver().activate().await?;
     }
-    Ok(node)
+    Ok(Opened {
+        node,
+        _below: below,
+    })
 }
 
 /// Caches so small that everything is evicted all the time.
@@ -287,7 +315,7 @@ fn windows(reference: &Reference<'_>) -> Vec<(u64, usize)> {
 
 async fn check(file: &Storage, disk: &Disk, data: &Storage) -> Option<CheckReport> {
     let in_flight = Arc::default();
-    let driver = driver(file, disk, data, small_caches(true), &in_flight)
+    let (driver, _below) = driver(file, disk, data, small_caches(true), &in_flight)
         .await
         .ok()?;
     driver.check(Repair::default()).await.ok()
