@@ -29,7 +29,10 @@ fn main() -> ExitCode {
     start_log();
     let mut arguments: Vec<OsString> = std::env::args_os().collect();
     let called = arguments.first().cloned().unwrap_or_default();
-    let called = Path::new(&called).file_name().and_then(|name| name.to_str()).unwrap_or("ratite");
+    let called = Path::new(&called)
+        .file_name()
+        .and_then(|name| name.to_str())
+        .unwrap_or("ratite");
     if let Some((name, personality)) = OTHER_NAMES.iter().find(|(name, _)| *name == called) {
         return run(personality, name, arguments.split_off(1));
     }
@@ -38,7 +41,11 @@ fn main() -> ExitCode {
         None => newcomer::main(),
         Some((first, rest)) => {
             let personality = first.to_string_lossy().into_owned();
-            run(&personality, &format!("ratite {personality}"), rest.to_vec())
+            run(
+                &personality,
+                &format!("ratite {personality}"),
+                rest.to_vec(),
+            )
         }
     }
 }

@@ -43,9 +43,14 @@ fn run() -> anyhow::Result<()> {
 
 async fn set_up(daemon: &Daemon, folder: &Path) -> anyhow::Result<()> {
     let at = |name: &str| folder.join(name).display().to_string().replace(',', ",,");
-    daemon.create_disk(&folder.join("disk.qcow2").display().to_string(), DISK_SIZE).await?;
+    daemon
+        .create_disk(&folder.join("disk.qcow2").display().to_string(), DISK_SIZE)
+        .await?;
     let steps = [
-        ("chardev", format!("socket,id=qmp,path={},server=on,wait=off", at("qmp.sock"))),
+        (
+            "chardev",
+            format!("socket,id=qmp,path={},server=on,wait=off", at("qmp.sock")),
+        ),
         ("monitor", "chardev=qmp".to_owned()),
         (
             "blockdev",
@@ -54,8 +59,14 @@ async fn set_up(daemon: &Daemon, folder: &Path) -> anyhow::Result<()> {
                 at("disk.qcow2")
             ),
         ),
-        ("nbd-server", format!("addr.type=unix,addr.path={}", at("nbd.sock"))),
-        ("export", "type=nbd,id=disk,node-name=disk,name=disk,writable=on".to_owned()),
+        (
+            "nbd-server",
+            format!("addr.type=unix,addr.path={}", at("nbd.sock")),
+        ),
+        (
+            "export",
+            "type=nbd,id=disk,node-name=disk,name=disk,writable=on".to_owned(),
+        ),
     ];
     for (option, text) in steps {
         let step = Step { option, text };

@@ -37,7 +37,12 @@ pub(crate) fn start_again() -> io::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let status = child.wait()?;
-    Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)))
+    Ok(ExitCode::from(
+        status
+            .code()
+            .and_then(|code| u8::try_from(code).ok())
+            .unwrap_or(1),
+    ))
 }
 
 /// Tells the waiting parent that all is set up, and lets go of terminal and folder.
@@ -48,7 +53,10 @@ pub(crate) fn settle() -> io::Result<()> {
     let mut stdout = io::stdout();
     stdout.write_all(READY)?;
     stdout.flush()?;
-    let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    let null = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/null")?;
     rustix::stdio::dup2_stdin(&null)?;
     rustix::stdio::dup2_stdout(&null)?;
     rustix::stdio::dup2_stderr(&null)?;
@@ -81,7 +89,9 @@ impl PidFile {
             .map_err(|error| could_not("Could not create", &error))?;
         file.try_lock()
             .map_err(|error| could_not("Could not lock", &io::Error::other(error.to_string())))?;
-        let written = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
+        let written = file
+            .set_len(0)
+            .and_then(|()| writeln!(file, "{}", std::process::id()));
         written.map_err(|error| could_not("Could not write", &error))?;
         // The daemon's folder will be another by the time it removes the file.
         let path = fs::canonicalize(path).unwrap_or_else(|_| Path::new(path).to_path_buf());

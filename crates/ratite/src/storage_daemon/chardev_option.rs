@@ -14,18 +14,26 @@ pub(crate) fn parse(text: &str) -> Result<ChardevAddArgs, QmpError> {
         return api::keyval::Options::parse(text, None)?.read();
     }
     let mut flat = Flat::parse(text)?;
-    let id = flat.take("id").ok_or_else(|| QmpError::generic("chardev: no id specified"))?;
+    let id = flat
+        .take("id")
+        .ok_or_else(|| QmpError::generic("chardev: no id specified"))?;
     if !api::is_well_formed_id(&id) {
         return Err(QmpError::generic("Parameter 'id' expects an identifier"));
     }
     let Some(backend) = flat.take("backend") else {
-        return Err(QmpError::generic(format!("chardev: \"{id}\" missing backend")));
+        return Err(QmpError::generic(format!(
+            "chardev: \"{id}\" missing backend"
+        )));
     };
     let data = match backend.as_str() {
         "socket" => socket(&mut flat)?,
         "file" => {
             let out = flat.required("file", "path", "no filename given")?;
-            flat.object(&[("out", Some(out.into()))], &["append"], &[("input-path", "in")])?
+            flat.object(
+                &[("out", Some(out.into()))],
+                &["append"],
+                &[("input-path", "in")],
+            )?
         }
         "pipe" => {
             let device = flat.required("pipe", "path", "no device path given")?;
@@ -93,7 +101,9 @@ impl Flat {
     }
 
     fn size(&mut self, key: &str) -> Result<Option<Value>, QmpError> {
-        let Some(text) = self.take(key) else { return Ok(None) };
+        let Some(text) = self.take(key) else {
+            return Ok(None);
+        };
         match api::keyval::parse_size(&text) {
             Some(size) => Ok(Some(size.into())),
             None => Err(QmpError::invalid_parameter_value(
@@ -104,7 +114,9 @@ impl Flat {
     }
 
     fn number(&mut self, key: &str) -> Result<Option<Value>, QmpError> {
-        let Some(text) = self.take(key) else { return Ok(None) };
+        let Some(text) = self.take(key) else {
+            return Ok(None);
+        };
         match text.parse::<u64>() {
             Ok(number) => Ok(Some(number.into())),
             Err(_) => Err(QmpError::invalid_parameter_value(key, "a number")),
@@ -168,7 +180,10 @@ fn split_commas(text: &str) -> Vec<String> {
 
 fn socket(flat: &mut Flat) -> Result<Value, QmpError> {
     let (path, host, fd) = (flat.take("path"), flat.take("host"), flat.take("fd"));
-    let given = [&path, &host, &fd].into_iter().filter(|value| value.is_some()).count();
+    let given = [&path, &host, &fd]
+        .into_iter()
+        .filter(|value| value.is_some())
+        .count();
     if given > 1 {
         return Err(QmpError::generic(
             "None or one of 'path', 'fd' or 'host' option required.",
@@ -247,8 +262,14 @@ mod tests {
             ("null", "chardev: no id specified"),
             ("id=c", "chardev: \"c\" missing backend"),
             ("null,id=1c", "Parameter 'id' expects an identifier"),
-            ("socket,id=c,path=/x,server=maybe", "Parameter 'server' expects 'on' or 'off'"),
-            ("socket,id=c,host=127.0.0.1", "chardev: socket: no port given"),
+            (
+                "socket,id=c,path=/x,server=maybe",
+                "Parameter 'server' expects 'on' or 'off'",
+            ),
+            (
+                "socket,id=c,host=127.0.0.1",
+                "chardev: socket: no port given",
+            ),
             ("socket,id=c,path=/x,nosuch=1", "Invalid parameter 'nosuch'"),
             ("file,id=c", "chardev: file: no filename given"),
             (

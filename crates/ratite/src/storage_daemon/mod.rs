@@ -66,15 +66,23 @@ fn run(line: &CommandLine) -> Result<(), String> {
     let daemon = Daemon::new(&runtime).map_err(|error| format!("cannot start: {error}"))?;
     let ended = runtime.block_on(async {
         for step in &line.steps {
-            daemon.set_up(step).await.map_err(|error| {
-                format!("--{} {}: {}", step.option, step.text, error.desc)
-            })?;
+            daemon
+                .set_up(step)
+                .await
+                .map_err(|error| format!("--{} {}: {}", step.option, step.text, error.desc))?;
         }
-        let pidfile = line.pidfile.as_deref().map(background::PidFile::create).transpose()?;
+        let pidfile = line
+            .pidfile
+            .as_deref()
+            .map(background::PidFile::create)
+            .transpose()?;
         if line.daemonize {
             background::settle().map_err(|error| format!("cannot go on: {error}"))?;
         }
-        daemon.wait_for_end().await.map_err(|error| format!("cannot wait: {error}"))?;
+        daemon
+            .wait_for_end()
+            .await
+            .map_err(|error| format!("cannot wait: {error}"))?;
         drop(pidfile);
         Ok(())
     });
@@ -104,7 +112,11 @@ impl Daemon {
         let table = service.commands(Arc::clone(&quit));
         let bus = Arc::clone(service.event_bus());
         let monitors = MonitorServer::new(table, bus, &version_info(), handle);
-        Ok(Self { service, monitors, quit })
+        Ok(Self {
+            service,
+            monitors,
+            quit,
+        })
     }
 
     /// Does what one option asks for.
@@ -144,8 +156,10 @@ impl Daemon {
             return Err(QmpError::generic("Only QMP is supported"));
         }
         let claim = self.service.chardevs().claim(&options.chardev)?;
-        let options =
-            monitor::MonitorOptions { id: options.id, pretty: options.pretty == Some(true) };
+        let options = monitor::MonitorOptions {
+            id: options.id,
+            pretty: options.pretty == Some(true),
+        };
         self.monitors.serve_chardev(claim, &options);
         Ok(())
     }

@@ -36,12 +36,36 @@ pub(crate) enum Parsed {
 
 /// The options that set something up: name, what stands for the argument, help.
 const SETUP: &[(&str, &str, &str)] = &[
-    ("object", "TYPE,id=ID[,PROP=VALUE...]", "create an object: secret, iothread, tls-creds-x509 ..."),
-    ("chardev", "BACKEND,id=ID[,...]", "create a character device: socket, stdio, pty, file ..."),
-    ("monitor", "[chardev=]ID[,mode=control][,pretty=on]", "serve QMP on a character device"),
-    ("blockdev", "[driver=]DRIVER,node-name=NAME[,...]", "add a block node"),
-    ("nbd-server", "addr.type=unix,addr.path=PATH[,...]", "start the NBD server"),
-    ("export", "[type=]nbd,id=ID,node-name=NAME[,...]", "export a block node"),
+    (
+        "object",
+        "TYPE,id=ID[,PROP=VALUE...]",
+        "create an object: secret, iothread, tls-creds-x509 ...",
+    ),
+    (
+        "chardev",
+        "BACKEND,id=ID[,...]",
+        "create a character device: socket, stdio, pty, file ...",
+    ),
+    (
+        "monitor",
+        "[chardev=]ID[,mode=control][,pretty=on]",
+        "serve QMP on a character device",
+    ),
+    (
+        "blockdev",
+        "[driver=]DRIVER,node-name=NAME[,...]",
+        "add a block node",
+    ),
+    (
+        "nbd-server",
+        "addr.type=unix,addr.path=PATH[,...]",
+        "start the NBD server",
+    ),
+    (
+        "export",
+        "[type=]nbd,id=ID,node-name=NAME[,...]",
+        "export a block node",
+    ),
 ];
 
 const EXAMPLES: &str = "\
@@ -116,7 +140,10 @@ pub(crate) fn parse(arguments: Vec<OsString>) -> Result<Parsed, String> {
         return Err(format!("{stray}: Unexpected argument"));
     }
     if matches.get_flag("version") {
-        return Ok(Parsed::Print(format!("ratite storage-daemon {}\n", env!("CARGO_PKG_VERSION"))));
+        return Ok(Parsed::Print(format!(
+            "ratite storage-daemon {}\n",
+            env!("CARGO_PKG_VERSION")
+        )));
     }
     Ok(Parsed::Run(CommandLine {
         steps: steps_in_order(&matches),
@@ -130,9 +157,15 @@ fn steps_in_order(matches: &ArgMatches) -> Vec<Step> {
     for (option, _, _) in SETUP {
         let texts = matches.get_many::<String>(option).into_iter().flatten();
         let places = matches.indices_of(option).into_iter().flatten();
-        steps.extend(
-            places.zip(texts).map(|(at, text)| (at, Step { option, text: text.clone() })),
-        );
+        steps.extend(places.zip(texts).map(|(at, text)| {
+            (
+                at,
+                Step {
+                    option,
+                    text: text.clone(),
+                },
+            )
+        }));
     }
     steps.sort_by_key(|(at, _)| *at);
     steps.into_iter().map(|(_, step)| step).collect()
@@ -145,7 +178,11 @@ fn getopt_words(error: &clap::Error) -> String {
         _ => String::new(),
     };
     let argument = context(ContextKind::InvalidArg);
-    let option = argument.split([' ', '=']).next().unwrap_or_default().to_owned();
+    let option = argument
+        .split([' ', '='])
+        .next()
+        .unwrap_or_default()
+        .to_owned();
     match error.kind() {
         ErrorKind::UnknownArgument => match option.strip_prefix('-') {
             Some(short) if !short.starts_with('-') => format!("invalid option -- '{short}'"),
@@ -172,11 +209,28 @@ mod tests {
     #[test]
     fn steps_keep_their_order_over_different_options() {
         let line = parsed(&[
-            "--blockdev", "a", "--object", "b", "--blockdev", "c", "--daemonize", "--pid", "/p",
+            "--blockdev",
+            "a",
+            "--object",
+            "b",
+            "--blockdev",
+            "c",
+            "--daemonize",
+            "--pid",
+            "/p",
         ]);
-        let Ok(Parsed::Run(line)) = line else { panic!("{line:?}") };
-        let steps: Vec<_> = line.steps.iter().map(|step| (step.option, &*step.text)).collect();
-        assert_eq!(steps, [("blockdev", "a"), ("object", "b"), ("blockdev", "c")]);
+        let Ok(Parsed::Run(line)) = line else {
+            panic!("{line:?}")
+        };
+        let steps: Vec<_> = line
+            .steps
+            .iter()
+            .map(|step| (step.option, &*step.text))
+            .collect();
+        assert_eq!(
+            steps,
+            [("blockdev", "a"), ("object", "b"), ("blockdev", "c")]
+        );
         assert!(line.daemonize);
         assert_eq!(line.pidfile.as_deref(), Some("/p"));
     }
@@ -187,7 +241,10 @@ mod tests {
         assert_eq!(complaint(&["--nosuch"]), "unrecognized option '--nosuch'");
         assert_eq!(complaint(&["-x"]), "invalid option -- 'x'");
         assert_eq!(complaint(&["stray"]), "stray: Unexpected argument");
-        assert_eq!(complaint(&["--blockdev"]), "option '--blockdev' requires an argument");
+        assert_eq!(
+            complaint(&["--blockdev"]),
+            "option '--blockdev' requires an argument"
+        );
         assert_eq!(
             complaint(&["--daemonize=1"]),
             "option '--daemonize' doesn't allow an argument"
