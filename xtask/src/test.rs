@@ -43,7 +43,14 @@ pub fn run() -> Result<ExitCode> {
     step(
         "lints",
         "cargo",
-        &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"],
+        &[
+            "clippy",
+            "--workspace",
+            "--all-targets",
+            "--",
+            "-D",
+            "warnings",
+        ],
     )?;
     step("tests", "cargo", &["test", "--workspace", "--no-fail-fast"])?;
     println!("all checks passed in {} s", began.elapsed().as_secs());
@@ -83,7 +90,10 @@ fn install_packages() -> Result<()> {
         return Ok(());
     }
     let list = missing.join(" ");
-    let is_root = Command::new("id").arg("-u").output().is_ok_and(|id| id.stdout == b"0\n");
+    let is_root = Command::new("id")
+        .arg("-u")
+        .output()
+        .is_ok_and(|id| id.stdout == b"0\n");
     if !is_root {
         bail!("the tests need more programs; as root: apt-get install -y {list}");
     }
@@ -113,7 +123,10 @@ fn python() -> Result<std::path::PathBuf> {
 
 fn install_python_packages() -> Result<()> {
     let python = python()?;
-    let folder = python.parent().and_then(Path::parent).context("a folder for Python")?;
+    let folder = python
+        .parent()
+        .and_then(Path::parent)
+        .context("a folder for Python")?;
     let has_all = Command::new(&python)
         .args(["-c", "import qemu.qmp"])
         .output()
@@ -122,7 +135,10 @@ fn install_python_packages() -> Result<()> {
         return Ok(());
     }
     println!("== installing {} for Python", PYTHON_PACKAGES.join(" "));
-    let made = Command::new("python3").args(["-m", "venv"]).arg(folder).status();
+    let made = Command::new("python3")
+        .args(["-m", "venv"])
+        .arg(folder)
+        .status();
     if !made.is_ok_and(|status| status.success()) {
         bail!("cannot make a Python environment; as root: apt-get install -y python3-venv");
     }

@@ -36,7 +36,9 @@ impl Options {
         parser.feed(text.as_bytes());
         match parser.next_value() {
             Some(Ok(value)) if parser.is_between_messages() => Ok(Self::Json(value)),
-            Some(Ok(_)) => Err(QmpError::generic("JSON parse error, unexpected text behind it")),
+            Some(Ok(_)) => Err(QmpError::generic(
+                "JSON parse error, unexpected text behind it",
+            )),
             Some(Err(error)) => Err(QmpError::generic(error.to_string())),
             None => Err(QmpError::generic("JSON parse error, premature EOI")),
         }

@@ -87,6 +87,27 @@ pub struct FileDriver {
     flush_failed: AtomicBool,
     can_zero: AtomicBool,
     can_punch: AtomicBool,
+    discards: DiscardCounts,
+}
+
+/// What became of discards.
+#[derive(Default)]
+struct DiscardCounts {
+    good: AtomicU64,
+    failed: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl DiscardCounts {
+    fn as_json(&self, driver: &str) -> serde_json::Value {
+        let count = |value: &AtomicU64| value.load(Ordering::Relaxed);
+        serde_json::json!({
+            "driver": driver,
+            "discard-nb-ok": count(&self.good),
+            "discard-nb-failed": count(&self.failed),
+            "discard-bytes-ok": count(&self.bytes),
+        })
+    }
 }
 
 impl FileDriver {
@@ -139,6 +160,7 @@ impl FileDriver {
             flush_failed: AtomicBool::new(false),
             can_zero: AtomicBool::new(true),
             can_punch: AtomicBool::new(true),
+            discards: DiscardCounts::default(),
         })
     }
 
@@ -471,6 +493,7 @@ impl Driver for FileDriver {
         DriverInfo {
             dirty: Some(false),
             allocated_bytes: self.file.allocated().ok(),
+            statistics: Some(self.discards.as_json(self.name())),
             specific: Some(serde_json::json!({"type": "file", "data": {}})),
             ..DriverInfo::default()
         }
@@ -555,13 +578,20 @@ impl Driver for FileDriver {
                 .fallocate(AllocateMode::PunchHole, offset, len)
                 .await
             {
-                Ok(()) => Ok(()),
+                Ok(()) => {
+                    self.discards.good.fetch_add(1, Ordering::Relaxed);
+                    self.discards.bytes.fetch_add(len, Ordering::Relaxed);
+                    Ok(())
+                }
                 // A discard is a hint: where the host cannot, nothing is owed.
                 Err(error) if is_unsupported(&error) => {
                     self.can_punch.store(false, Ordering::Relaxed);
                     Ok(())
                 }
-                Err(error) => Err(BlockError::host(BlockOperation::Discard, &error)),
+                Err(error) => {
+                    self.discards.failed.fetch_add(1, Ordering::Relaxed);
+                    Err(BlockError::host(BlockOperation::Discard, &error))
+                }
             }
         })
     }

@@ -1,12 +1,11 @@
 //! `null-co` and `null-aio`: nothing behind them. Reads give zeroes, writes vanish.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use block_graph::{
-    Access, BlockFuture, Driver, DriverInfo, Edge, Extent, ExtentKind, Limits, Mapping,
-    Permissions, Preallocation, WriteFlags,
+    Access, BlockError, BlockFuture, BlockOperation, Driver, DriverInfo, Edge, Extent, ExtentKind,
+    Limits, Mapping, Permissions, Preallocation, WriteFlags,
 };
 use host_io::{IoBuf, IoBytes};
 
@@ -23,18 +22,21 @@ pub struct NullOptions {
     pub read_zeroes: bool,
 }
 
+impl NullOptions {
+    /// Length in bytes where none is given: 1 GiB.
+    pub const DEFAULT_SIZE: u64 = 1 << 30;
+}
+
 /// A null node. Unlike QEMU's, reads give zeroes whether or not `read-zeroes` is set: memory
 /// that somebody else used never reaches a reader.
 pub struct NullDriver {
     options: NullOptions,
-    length: AtomicU64,
 }
 
 impl NullDriver {
     /// A null node with these options.
     pub fn new(options: NullOptions) -> Self {
-        let length = AtomicU64::new(options.size);
-        Self { options, length }
+        Self { options }
     }
 
     async fn latency(&self) {
@@ -57,7 +59,7 @@ impl Driver for NullDriver {
     }
 
     fn length(&self) -> u64 {
-        self.length.load(Ordering::Acquire)
+        self.options.size
     }
 
     fn limits(&self) -> Limits {
@@ -65,7 +67,24 @@ impl Driver for NullDriver {
     }
 
     fn filename(&self) -> String {
-        format!("{}://", self.options.name)
+        let NullOptions {
+            name,
+            size,
+            read_zeroes,
+            ..
+        } = &self.options;
+        let mut told = serde_json::Map::new();
+        if *size != NullOptions::DEFAULT_SIZE {
+            told.insert("size".to_owned(), (*size).into());
+        }
+        if *read_zeroes {
+            told.insert("read-zeroes".to_owned(), true.into());
+        }
+        if told.is_empty() {
+            return format!("{name}://");
+        }
+        told.insert("driver".to_owned(), (*name).into());
+        format!("json:{}", serde_json::Value::Object(told))
     }
 
     fn info(&self) -> DriverInfo {
@@ -145,9 +164,11 @@ impl Driver for NullDriver {
         Box::pin(async move { Ok(Extent { len, kind }) })
     }
 
-    fn resize(&self, length: u64, _exact: bool, _how: Preallocation) -> BlockFuture<'_, ()> {
-        self.length.store(length, Ordering::Release);
-        self.take_time()
+    fn resize(&self, _length: u64, _exact: bool, _how: Preallocation) -> BlockFuture<'_, ()> {
+        Box::pin(async {
+            let message = "Image format driver does not support resize";
+            Err(BlockError::not_supported(BlockOperation::Resize, message))
+        })
     }
 
     fn activate(&self) -> BlockFuture<'_, ()> {

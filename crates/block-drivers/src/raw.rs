@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use block_graph::{
     Access, BlockError, BlockFuture, BlockOperation, Driver, DriverInfo, Edge, Extent, ExtentKind,
-    Limits, Mapping, Permissions, Preallocation, WriteFlags,
+    Limits, Mapping, Permission, Permissions, Preallocation, WriteFlags,
 };
 use host_io::{IoBuf, IoBytes};
 
@@ -41,7 +41,7 @@ impl RawDriver {
             && size > real - options.offset
         {
             return Err(invalid(format!(
-                "The sum of offset ({}) and size ({size}) has to be smaller or equal to the \
+                "The sum of offset ({}) and size ({size}) has to be smaller or equal to the  \
                  actual size of the containing file ({real})",
                 options.offset
             )));
@@ -92,7 +92,27 @@ impl Driver for RawDriver {
     }
 
     fn filename(&self) -> String {
-        self.file.node().driver().filename()
+        let below = self.file.node();
+        let name = below.driver().filename();
+        let window = self.options != RawOptions::default();
+        let child = match name.strip_prefix("json:") {
+            Some(child) => serde_json::from_str::<serde_json::Value>(child).ok(),
+            None if window => {
+                Some(serde_json::json!({"driver": below.driver().name(), "filename": name}))
+            }
+            None => None,
+        };
+        let Some(child) = child else { return name };
+        let mut told = serde_json::json!({"driver": "raw", "file": child});
+        if let Some(told) = told.as_object_mut() {
+            if window && (self.options.offset != 0 || self.options.size.is_none()) {
+                told.insert("offset".to_owned(), self.options.offset.into());
+            }
+            if let Some(size) = self.options.size {
+                told.insert("size".to_owned(), size.into());
+            }
+        }
+        format!("json:{told}")
     }
 
     fn info(&self) -> DriverInfo {
@@ -117,7 +137,12 @@ impl Driver for RawDriver {
     }
 
     fn child_permissions(&self, _edge: &Edge, asked: Permissions) -> Permissions {
-        // Raw has no metadata: what its parents ask goes through as it is.
+        // Raw has no metadata: what its parents ask goes through as it is. A window must not
+        // lose the ground below it.
+        let mut asked = asked;
+        if self.options != RawOptions::default() {
+            asked.shared -= Permission::RESIZE;
+        }
         asked
     }
 

@@ -5,6 +5,7 @@
 //! I/O itself, however many drivers lie between. Everything else goes through the asynchronous
 //! methods, which may load metadata, allocate, copy and decompress.
 
+use std::any::Any;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -155,6 +156,8 @@ pub struct DriverInfo {
     pub backing_format: Option<String>,
     /// Bytes the host has allocated, where the driver knows.
     pub allocated_bytes: Option<u64>,
+    /// The driver's own statistics, shaped as QMP's `BlockStatsSpecific`.
+    pub statistics: Option<serde_json::Value>,
     /// The format's own facts, shaped as QMP's `ImageInfoSpecific`.
     pub specific: Option<serde_json::Value>,
 }
@@ -178,7 +181,7 @@ pub enum Preallocation {
 /// Instances are shared by threads; any executor may call any method at any time. The caller has
 /// checked ranges against [`Driver::length`] (a storage child may be written beyond it, which
 /// makes it longer) and that the node may be written.
-pub trait Driver: Send + Sync + 'static {
+pub trait Driver: Any + Send + Sync {
     /// The driver's name as in `BlockdevDriver`.
     fn name(&self) -> &'static str;
 

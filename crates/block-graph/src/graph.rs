@@ -19,7 +19,9 @@ pub const MAX_NODE_NAME: usize = 31;
 
 #[derive(Default)]
 struct State {
-    nodes: IndexMap<String, Arc<Node>>,
+    // With the place in the order of queries.
+    nodes: IndexMap<String, (u64, Arc<Node>)>,
+    next_place: u64,
     backends: Vec<Arc<BlockBackend>>,
     next_auto_name: u64,
 }
@@ -36,13 +38,28 @@ impl Graph {
     /// # Errors
     /// [`GraphError::NoSuchNode`].
     pub fn node(&self, name: &str) -> Result<Arc<Node>, GraphError> {
-        let found = self.state.lock().nodes.get(name).cloned();
+        let found = self
+            .state
+            .lock()
+            .nodes
+            .get(name)
+            .map(|(_, node)| Arc::clone(node));
         found.ok_or_else(|| GraphError::NoSuchNode(name.to_owned()))
     }
 
     /// All nodes, newest first as queries list them.
     pub fn nodes(&self) -> Vec<Arc<Node>> {
-        self.state.lock().nodes.values().rev().cloned().collect()
+        let mut nodes: Vec<_> = self.state.lock().nodes.values().cloned().collect();
+        nodes.sort_by_key(|(place, _)| std::cmp::Reverse(*place));
+        nodes.into_iter().map(|(_, node)| node).collect()
+    }
+
+    /// A place in the order of [`Graph::nodes`] for a node whose opening begins now: what it opens
+    /// below itself counts as newer.
+    pub fn reserve_place(&self) -> u64 {
+        let mut state = self.state.lock();
+        state.next_place += 1;
+        state.next_place
     }
 
     /// All backends.
@@ -75,16 +92,16 @@ impl Graph {
         format!("#block{number:03}")
     }
 
-    /// Takes a node in.
+    /// Takes a node in, at a place from [`Graph::reserve_place`].
     ///
     /// # Errors
     /// [`GraphError::DuplicateNode`].
-    pub fn insert(&self, node: Arc<Node>) -> Result<(), GraphError> {
+    pub fn insert(&self, place: u64, node: Arc<Node>) -> Result<(), GraphError> {
         let mut state = self.state.lock();
         if state.nodes.contains_key(node.name()) {
             return Err(GraphError::DuplicateNode(node.name().to_owned()));
         }
-        state.nodes.insert(node.name().to_owned(), node);
+        state.nodes.insert(node.name().to_owned(), (place, node));
         Ok(())
     }
 
@@ -94,7 +111,7 @@ impl Graph {
     /// [`GraphError::NoSuchNode`], [`GraphError::InUse`].
     pub fn remove(&self, name: &str) -> Result<Arc<Node>, GraphError> {
         let mut state = self.state.lock();
-        let Some(node) = state.nodes.get(name) else {
+        let Some((_, node)) = state.nodes.get(name) else {
             return Err(GraphError::NoSuchNode(name.to_owned()));
         };
         if !node.parents().is_empty() {
@@ -206,11 +223,7 @@ impl Graph {
 
     /// Holds off all requests that could reach `node` but those of `except`, waits for those
     /// under way, and lets them go on when the guard is dropped.
-    pub async fn drain(
-        &self,
-        node: &Arc<Node>,
-        except: Option<&Arc<BlockBackend>>,
-    ) -> Drained {
+    pub async fn drain(&self, node: &Arc<Node>, except: Option<&Arc<BlockBackend>>) -> Drained {
         let backends: Vec<_> = self
             .backends()
             .into_iter()
@@ -303,23 +316,35 @@ fn restore_permissions(node: &Arc<Node>) {
     node.driver().permissions_settled(asked);
 }
 
+/// Finds two parents of which one needs what the other refuses.
+///
+/// The newest parent brought the conflict. Like QEMU, messages name a new user outside the graph
+/// for what it needs, and a new node for what it refuses.
 fn check_conflicts(node: &Node) -> Result<(), GraphError> {
     let parents = node.parents();
-    for needs in &parents {
-        for refuses in &parents {
-            if Arc::ptr_eq(needs, refuses) {
-                continue;
-            }
-            let clash = needs.permissions().required - refuses.permissions().shared;
-            if !clash.is_empty() {
-                return Err(GraphError::Conflict {
-                    node: node.name().to_owned(),
-                    permissions: clash.to_string(),
-                    required_by: needs.describe(),
-                    unshared_by: refuses.describe(),
-                });
+    for (index, newer) in parents.iter().enumerate().rev() {
+        for older in parents.iter().take(index).rev() {
+            let pairs = match newer.role() {
+                ChildRole::Root => [(newer, older), (older, newer)],
+                _ => [(older, newer), (newer, older)],
+            };
+            for (needs, refuses) in pairs {
+                check_pair(node, needs, refuses)?;
             }
         }
     }
     Ok(())
+}
+
+fn check_pair(node: &Node, needs: &Edge, refuses: &Edge) -> Result<(), GraphError> {
+    let clash = needs.permissions().required - refuses.permissions().shared;
+    if clash.is_empty() {
+        return Ok(());
+    }
+    Err(GraphError::Conflict {
+        node: node.name().to_owned(),
+        permissions: clash.to_string(),
+        required_by: needs.describe(),
+        unshared_by: refuses.describe(),
+    })
 }

@@ -19,6 +19,8 @@ use crate::types::{GuestOffset, HostCluster, HostOffset, L1Index};
 
 /// How many messages a report keeps.
 pub const MAX_CHECK_MESSAGES: usize = 1000;
+/// How far behind the file's end leaked clusters are looked for.
+const MAX_BEHIND_END: u64 = 1 << 22;
 /// Clusters that are counted as one piece of memory.
 const PIECE: u64 = 64;
 
@@ -132,7 +134,12 @@ impl Qcow2 {
     pub async fn check(&self, repair: Repair) -> Result<CheckReport, BlockError> {
         self.image
             .detached(CHECK, move |image| async move {
-                image.check_and_repair(repair).await
+                let report = image.check_and_repair(repair).await?;
+                let all = repair.leaks && repair.corruptions;
+                if all && report.corruptions + report.leaks == 0 {
+                    image.clear_marks().await?;
+                }
+                Ok(report)
             })
             .await
     }
@@ -157,6 +164,16 @@ impl Image {
             return Ok(());
         }
         self.set_incompatible(0, incompatible::DIRTY).await?;
+        self.flush_file().await
+    }
+
+    /// Nothing is wrong any more: the image is neither dirty nor corrupt.
+    async fn clear_marks(&self) -> Result<(), BlockError> {
+        let marks = incompatible::DIRTY | incompatible::CORRUPT;
+        if self.options.read_only || self.state.lock().incompatible & marks == 0 {
+            return Ok(());
+        }
+        self.set_incompatible(0, marks).await?;
         self.flush_file().await
     }
 
@@ -185,10 +202,10 @@ impl Image {
         check.count_references().await?;
         if repair.leaks || repair.corruptions {
             let floor = check.references.end.max(file_clusters);
-            self.meta.lock().refcounts.floor = floor;
+            self.meta.lock().refcounts.set_floor(floor);
         }
         let result = check.compare_all(repair).await;
-        self.meta.lock().refcounts.floor = 0;
+        self.meta.lock().refcounts.set_floor(0);
         result?;
         let mut report = check.report;
         report.total_clusters = self.layout.geometry.clusters_for(self.length());
@@ -389,7 +406,10 @@ impl Check<'_> {
             blocks << image.layout.geometry.block_bits()
         };
         let per_block = 1u64 << image.layout.geometry.block_bits();
-        let end = described.max(self.references.end);
+        // Counts for clusters far behind the file's end are of no use to anybody, and an image
+        // could have more of them than can be looked at.
+        let near_end = self.file_clusters.saturating_add(MAX_BEHIND_END);
+        let end = described.min(near_end).max(self.references.end);
         let mut cluster = 0;
         while cluster < end {
             // Blocks that do not exist and whose clusters nobody refers to need no look.

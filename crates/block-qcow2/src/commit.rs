@@ -31,7 +31,8 @@ use host_io::{IoBuf, IoBytes};
 
 use crate::allocate::table_chunk;
 use crate::header::{field, incompatible};
-use crate::image::{Freed, Image, L1_CHUNK_ENTRIES, Punch};
+use crate::image::{Freed, Image, L1_CHUNK_ENTRIES};
+use crate::together::{Operation, together};
 use crate::types::{HostCluster, HostOffset, SliceNumber};
 
 /// After how many freed and not yet reusable clusters a request commits by itself.
@@ -46,7 +47,6 @@ struct Snapshot {
     l1_chunks: BTreeSet<usize>,
     l1: Vec<(u64, IoBytes)>,
     freed: Vec<Freed>,
-    punches: Vec<Punch>,
 }
 
 impl Image {
@@ -63,15 +63,6 @@ impl Image {
         self.end_snapshot(snapshot, result.is_ok());
         result?;
         self.release_freed().await
-    }
-
-    /// Makes everything durable that was written before.
-    pub(crate) async fn flush_request(&self) -> Result<(), BlockError> {
-        if self.meta.lock().has_changes() {
-            self.commit().await
-        } else {
-            self.flush_all().await
-        }
     }
 
     fn take_snapshot(&self) -> Snapshot {
@@ -105,7 +96,6 @@ impl Image {
             l1_chunks,
             l1,
             freed: std::mem::take(&mut meta.freed),
-            punches: std::mem::take(&mut meta.punches),
         }
     }
 
@@ -124,9 +114,12 @@ impl Image {
             self.end_refcount_write(changes, durable.is_ok())?;
             durable?;
         }
-        for (at, bytes) in snapshot.slices.iter().chain(&snapshot.l1) {
-            self.write_metadata(*at, bytes.clone()).await?;
-        }
+        let writes = snapshot.slices.iter().chain(&snapshot.l1);
+        together(writes.map(|(at, bytes)| {
+            let write: Operation<'_, ()> = Box::pin(self.write_metadata(*at, bytes.clone()));
+            write
+        }))
+        .await?;
         self.flush_file().await
     }
 
@@ -136,12 +129,9 @@ impl Image {
         meta.slices.end_write(durable);
         if durable {
             meta.quarantine.extend(snapshot.freed);
-            // A punch is a freed range of no clusters of its own.
-            meta.durable_punches.extend(snapshot.punches);
         } else {
             meta.dirty_l1.extend(snapshot.l1_chunks);
             meta.freed.extend(snapshot.freed);
-            meta.punches.extend(snapshot.punches);
         }
     }
 
@@ -158,24 +148,9 @@ impl Image {
                 }
             };
             let Some(freed) = freed else {
-                break;
-            };
-            self.release(freed).await?;
-        }
-        loop {
-            let punch = {
-                let mut meta = self.meta.lock();
-                match meta.durable_punches.front() {
-                    Some(first) if self.in_flight.has_passed(first.since) => {
-                        meta.durable_punches.pop_front()
-                    }
-                    _ => None,
-                }
-            };
-            let Some(punch) = punch else {
                 return Ok(());
             };
-            self.discard_in(self.data_edge(), punch.at, punch.len).await;
+            self.release(freed).await?;
         }
     }
 
@@ -212,7 +187,8 @@ impl Image {
         Ok(count == Some(1))
     }
 
-    async fn discard_in(&self, edge: &block_graph::Edge, at: HostOffset, len: u64) {
+    /// Gives space of a file back, if that can be done.
+    pub(crate) async fn discard_in(&self, edge: &block_graph::Edge, at: HostOffset, len: u64) {
         let node = edge.node_arc();
         let len = len.min(node.length().saturating_sub(at.0));
         if let Err(error) = node.discard(at.0, len).await {
@@ -306,6 +282,7 @@ impl Image {
             return Ok(());
         }
         self.commit().await?;
+        self.in_flight.grace_period().await;
         self.release_freed().await?;
         {
             let _turn = self.alloc_lock.lock(0, 1).await;
@@ -314,7 +291,9 @@ impl Image {
             self.end_refcount_write(changes, durable.is_ok())?;
             durable?;
         }
-        if self.state.lock().incompatible & incompatible::DIRTY != 0 {
+        // Only who has mended the counts, or has written them all, may say that they are right.
+        let is_dirty = self.state.lock().incompatible & incompatible::DIRTY != 0;
+        if is_dirty && self.activated.load(Ordering::Acquire) {
             self.set_incompatible(0, incompatible::DIRTY).await?;
             self.flush_file().await?;
         }

@@ -6,8 +6,8 @@
 use std::sync::Arc;
 
 use block_graph::{
-    BlockError, BlockEvents, BlockOperation, Edge, ImageCorrupted, InFlight, Preallocation,
-    WriteFlags,
+    BlockError, BlockErrorKind, BlockEvents, BlockOperation, Edge, ImageCorrupted, InFlight,
+    Preallocation, WriteFlags,
 };
 use host_io::IoBytes;
 use zerocopy::IntoBytes;
@@ -22,7 +22,8 @@ use crate::header::{
 use crate::options::OpenOptions;
 use crate::refcounts::write_count;
 use crate::types::{
-    Geometry, MAX_CLUSTER_BITS, MAX_L1_BYTES, MIN_CLUSTER_BITS, MIN_EXTENDED_CLUSTER_BITS,
+    Geometry, MAX_CLUSTER_BITS, MAX_DISK_BYTES, MAX_L1_BYTES, MIN_CLUSTER_BITS,
+    MIN_EXTENDED_CLUSTER_BITS,
 };
 
 /// What a new image is to be like.
@@ -87,7 +88,7 @@ fn check(options: &CreateOptions, has_data_file: bool) -> Result<(), BlockError>
             "Cluster size must be a power of two between 512 and 2048k",
         ));
     }
-    if options.size % 512 != 0 {
+    if !options.size.is_multiple_of(512) {
         return Err(refuse("Image size must be a multiple of 512 bytes"));
     }
     if options.backing_format.is_some() && options.backing_file.is_none() {
@@ -96,7 +97,10 @@ fn check(options: &CreateOptions, has_data_file: bool) -> Result<(), BlockError>
     if let Some(name) = &options.backing_file
         && name.len() as u64 > u64::from(MAX_BACKING_NAME)
     {
-        return Err(refuse("Backing file name too long"));
+        let format = options.backing_format.as_deref().unwrap_or("");
+        return Err(refuse(format!(
+            "Could not assign backing file '{name}' with format '{format}': Invalid argument"
+        )));
     }
     let reserves = options.preallocation != Preallocation::Off;
     if options.backing_file.is_some() && reserves && !options.extended_l2 {
@@ -180,10 +184,16 @@ fn plan(options: &CreateOptions) -> Result<Plan, BlockError> {
         4096,
     );
     let l1_entries = geometry.l1_entries_for(options.size);
-    if options.size > i64::MAX as u64 || l1_entries.saturating_mul(8) > MAX_L1_BYTES {
+    if options.size > MAX_DISK_BYTES {
+        let size = options.size;
+        return Err(refuse(format!(
+            "Could not resize image: offset({size}) exceeds maximum({MAX_DISK_BYTES})"
+        )));
+    }
+    if l1_entries.saturating_mul(8) > MAX_L1_BYTES {
         return Err(BlockError {
             errno: libc_efbig(),
-            ..refuse("Image size too large for file format (try a larger cluster size)")
+            ..refuse("Could not resize image: Failed to grow the L1 table: File too large")
         });
     }
     let l1_clusters = geometry.clusters_for(l1_entries * 8).max(1);
@@ -224,7 +234,7 @@ pub async fn create(
     let node = file.node_arc();
     match node.resize(0, false, Preallocation::Off).await {
         // A device keeps its length: then its old content is overwritten where it matters.
-        Err(error) if error.errno == ENOTSUP => {
+        Err(error) if error.kind != BlockErrorKind::Host && node.length() > 0 => {
             let no_header = IoBytes::copy_of(&[0; 512]);
             node.write(0, no_header, WriteFlags::empty()).await?;
         }
@@ -243,8 +253,6 @@ pub async fn create(
     }
     preallocate(file, data_file, options).await
 }
-
-const ENOTSUP: i32 = 95;
 
 async fn write_tables(node: &Arc<block_graph::Node>, plan: &Plan) -> Result<(), BlockError> {
     let geometry = &plan.geometry;

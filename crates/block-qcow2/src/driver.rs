@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use crate::entries::{Layout, Place};
 use crate::header::{Encryption, ImageHeader, autoclear, field, incompatible};
 use crate::image::{HeaderState, Image, Meta, run_in_slice};
-use crate::options::OpenOptions;
+use crate::options::{CacheSizes, OpenOptions};
 use crate::overlap::{MetadataMap, Structure};
 use crate::refcounts::Refcounts;
 use crate::slice_cache::SliceCache;
@@ -65,33 +65,7 @@ impl Qcow2 {
             version: header.version(),
             external_data: header.needs_data_file(),
         };
-        let places = header.places();
-        let l1 = read_table(&children.file, places.l1, places.l1_entries as u64).await?;
-        let table_entries = (places.refcount_clusters << layout.geometry.cluster_bits) / 8;
-        let table = read_table(&children.file, places.refcount_table, table_entries).await?;
-        let mut map = MetadataMap::new(layout.geometry, options.overlap_checks);
-        map_metadata(
-            &mut map,
-            &layout,
-            places.l1,
-            &l1,
-            places.refcount_table,
-            &table,
-        );
-        let meta = Meta {
-            l1,
-            l1_at: places.l1,
-            dirty_l1: BTreeSet::new(),
-            slices: SliceCache::new(caches.slices),
-            refcounts: Refcounts::new(layout, table, places.refcount_table),
-            map,
-            freed: Vec::new(),
-            quarantine: VecDeque::new(),
-            punches: Vec::new(),
-            durable_punches: VecDeque::new(),
-            compressed_at: None,
-            committing: false,
-        };
+        let meta = load_meta(&header, &children.file, &layout, &options, &caches).await?;
         let state = HeaderState {
             sector: header.sector.clone(),
             incompatible: header.raw.incompatible.get(),
@@ -123,6 +97,7 @@ impl Qcow2 {
             header_lock: RangeLocks::default(),
             broken: AtomicBool::new(false),
             corruption_told: AtomicBool::new(false),
+            activated: AtomicBool::new(false),
             closed: AtomicBool::new(false),
         });
         Ok(Self { image })
@@ -172,10 +147,15 @@ fn check_openable(
             "Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level",
         ));
     }
+    if options.discard_no_unref && header.version() < 3 {
+        return Err(refuse(
+            "discard-no-unref is only supported since qcow2 version 3",
+        ));
+    }
     if options.read_only {
         return Ok(());
     }
-    if header.is_corrupt() {
+    if header.is_corrupt() && !options.for_check {
         return Err(BlockError {
             errno: 13,
             ..refuse("qcow2: Image is corrupt; cannot be opened read/write")
@@ -194,6 +174,41 @@ fn check_openable(
         ));
     }
     Ok(())
+}
+
+/// Reads the L1 table and the refcount table, and notes what is metadata.
+async fn load_meta(
+    header: &ImageHeader,
+    file: &Arc<Edge>,
+    layout: &Layout,
+    options: &OpenOptions,
+    caches: &CacheSizes,
+) -> Result<Meta, BlockError> {
+    let places = header.places();
+    let l1 = read_table(file, places.l1, places.l1_entries as u64).await?;
+    let table_entries = (places.refcount_clusters << layout.geometry.cluster_bits) / 8;
+    let table = read_table(file, places.refcount_table, table_entries).await?;
+    let mut map = MetadataMap::new(layout.geometry, options.overlap_checks);
+    map_metadata(
+        &mut map,
+        layout,
+        places.l1,
+        &l1,
+        places.refcount_table,
+        &table,
+    );
+    Ok(Meta {
+        l1,
+        l1_at: places.l1,
+        dirty_l1: BTreeSet::new(),
+        slices: SliceCache::new(caches.slices),
+        refcounts: Refcounts::new(*layout, table, places.refcount_table),
+        map,
+        freed: Vec::new(),
+        quarantine: VecDeque::new(),
+        compressed_at: None,
+        committing: false,
+    })
 }
 
 /// Reads a table of big-endian 64-bit entries.
@@ -263,6 +278,7 @@ impl Image {
         if dirty {
             self.repair_dirty().await?;
         }
+        self.activated.store(true, Ordering::Release);
         Ok(())
     }
 
@@ -388,6 +404,7 @@ impl Driver for Qcow2 {
         drop(state);
         let header = &self.image.header;
         DriverInfo {
+            statistics: None,
             cluster_size: Some(header.cluster_size()),
             dirty: Some(dirty),
             corrupt,
@@ -482,9 +499,12 @@ impl Driver for Qcow2 {
                 return Ok(());
             }
             self.image.check_usable(BlockOperation::Flush)?;
+            if !self.image.meta.lock().has_changes() {
+                return self.image.flush_all().await;
+            }
             self.image
                 .detached(BlockOperation::Flush, |image| async move {
-                    image.flush_request().await
+                    image.commit().await
                 })
                 .await
         })
@@ -516,12 +536,9 @@ impl Driver for Qcow2 {
     }
 
     fn close(&self) -> BlockFuture<'_, ()> {
-        Box::pin(
-            self.image
-                .detached(BlockOperation::Flush, |image| async move {
-                    image.finish().await
-                }),
-        )
+        Box::pin(self.image.task(BlockOperation::Flush, |image| async move {
+            image.finish().await
+        }))
     }
 }
 

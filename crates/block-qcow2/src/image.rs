@@ -33,14 +33,6 @@ pub(crate) struct Freed {
     pub since: InFlightMark,
 }
 
-/// A range of a data file or image file that was discarded without being freed.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Punch {
-    pub at: HostOffset,
-    pub len: u64,
-    pub since: InFlightMark,
-}
-
 /// All metadata in memory, behind one short lock that is never held across waiting.
 pub(crate) struct Meta {
     pub l1: Vec<u64>,
@@ -54,10 +46,6 @@ pub(crate) struct Meta {
     pub freed: Vec<Freed>,
     /// Freed durably; waiting for requests from before.
     pub quarantine: VecDeque<Freed>,
-    /// To be discarded in the file once the change is durable.
-    pub punches: Vec<Punch>,
-    /// The same once it is; waiting for requests from before.
-    pub durable_punches: VecDeque<Punch>,
     /// Where the next compressed cluster may begin, within a cluster that has room.
     pub compressed_at: Option<HostOffset>,
     /// A commit is between its snapshot and its end.
@@ -107,6 +95,8 @@ pub(crate) struct Image {
     /// Nothing works any more: the image turned out to be corrupt while it was open for writing.
     pub broken: AtomicBool,
     pub corruption_told: AtomicBool,
+    /// The image may be written, and its counts are right but for what is in memory.
+    pub activated: AtomicBool,
     /// [`Image::finish`] has been called.
     pub closed: AtomicBool,
 }
@@ -146,6 +136,24 @@ impl Image {
         T: 'static,
         F: Future<Output = Result<T, BlockError>> + 'static,
     {
+        self.task(operation, |image| async move {
+            let in_flight = Arc::clone(&image.in_flight);
+            let _under_way = in_flight.enter();
+            make(image).await
+        })
+        .await
+    }
+
+    /// The same for what is no request, and waits for requests to end.
+    pub(crate) async fn task<T, F>(
+        &self,
+        operation: BlockOperation,
+        make: impl FnOnce(Arc<Self>) -> F + 'static,
+    ) -> Result<T, BlockError>
+    where
+        T: 'static,
+        F: Future<Output = Result<T, BlockError>> + 'static,
+    {
         let gone = || BlockError {
             kind: BlockErrorKind::Cancelled,
             operation,
@@ -153,11 +161,7 @@ impl Image {
             message: "the executor was stopped".to_owned(),
         };
         let image = self.this.upgrade().ok_or_else(gone)?;
-        let task = host_io::spawn_local(async move {
-            let in_flight = Arc::clone(&image.in_flight);
-            let _under_way = in_flight.enter();
-            make(image).await
-        });
+        let task = host_io::spawn_local(async move { make(image).await });
         task.await.map_err(|_| gone())?
     }
 
@@ -455,7 +459,6 @@ impl Meta {
         self.slices.dirty_count() > 0
             || !self.dirty_l1.is_empty()
             || !self.freed.is_empty()
-            || !self.punches.is_empty()
             || self.committing
     }
 }

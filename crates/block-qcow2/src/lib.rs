@@ -11,11 +11,14 @@
 //!        |                     L2 slices, counts, what is metadata; no waiting
 //!   allocate.rs commit.rs      loading, growing, and writing back in a safe order
 //!   check.rs                   finding and mending what is wrong
+//!   together.rs                several operations under way at once
 //! ```
 //!
 //! Lifecycle: [`ImageHeader::read`] reads and checks the header; the caller opens what the header
 //! names (a data file, a backing file), as its policy allows; [`Qcow2::open`] makes the driver;
 //! [`block_graph::Driver::activate`] is called before the first write; [`block_graph::Driver::close`] last.
+//!
+//! Requests are polled on a [`host_io::Executor`]: what changes an image becomes a task of it.
 //!
 //! Invariants:
 //! - Metadata is changed under one lock that is never held across waiting, and written back only
@@ -48,6 +51,7 @@ mod read;
 mod refcounts;
 mod resize;
 mod slice_cache;
+mod together;
 mod types;
 mod write;
 mod zero;
@@ -62,6 +66,6 @@ pub use options::{
 };
 pub use overlap::{OverlapChecks, Structure};
 pub use types::{
-    MAX_CLUSTER_BITS, MAX_HOST_OFFSET, MAX_L1_BYTES, MAX_REFCOUNT_ORDER, MAX_REFCOUNT_TABLE_BYTES,
-    MIN_CLUSTER_BITS, MIN_EXTENDED_CLUSTER_BITS,
+    MAX_CLUSTER_BITS, MAX_DISK_BYTES, MAX_HOST_OFFSET, MAX_L1_BYTES, MAX_REFCOUNT_ORDER,
+    MAX_REFCOUNT_TABLE_BYTES, MIN_CLUSTER_BITS, MIN_EXTENDED_CLUSTER_BITS,
 };

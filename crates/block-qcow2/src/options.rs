@@ -35,6 +35,8 @@ pub struct OpenOptions {
     pub pass_discard_other: bool,
     /// Keep the host clusters of what is discarded.
     pub discard_no_unref: bool,
+    /// Opened to be checked and mended only: then a corrupt image may be opened for writing.
+    pub for_check: bool,
     /// Which structures are guarded against being overwritten.
     pub overlap_checks: OverlapChecks,
 }
@@ -52,6 +54,7 @@ impl Default for OpenOptions {
             pass_discard_snapshot: true,
             pass_discard_other: false,
             discard_no_unref: false,
+            for_check: false,
             overlap_checks: OverlapChecks::default(),
         }
     }

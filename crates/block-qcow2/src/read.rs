@@ -6,6 +6,7 @@ use host_io::IoBuf;
 use crate::compression;
 use crate::entries::{Compressed, Place};
 use crate::image::Image;
+use crate::together::{Operation, together};
 use crate::types::{GuestOffset, HostOffset};
 
 impl Image {
@@ -25,13 +26,16 @@ impl Image {
             let (place, covered) = self
                 .run_at(operation, GuestOffset(at), rest.len() as u64)
                 .await?;
-            let covered = covered.max(1);
-            let part = rest.split_to(usize::try_from(covered).unwrap_or(usize::MAX));
+            let part = rest.split_to(usize::try_from(covered.max(1)).unwrap_or(usize::MAX));
+            let from = at;
             at += part.len() as u64;
-            let from = at - part.len() as u64;
-            parts.push(self.fill(operation, place, from, part).await?);
+            if from == offset && rest.is_empty() {
+                return self.fill(operation, place, from, part).await;
+            }
+            let fill: Operation<'_, IoBuf> = Box::pin(self.fill(operation, place, from, part));
+            parts.push(fill);
         }
-        Ok(joined(parts, len))
+        Ok(joined(together(parts).await?, len))
     }
 
     /// Fills a part that is all of one kind.

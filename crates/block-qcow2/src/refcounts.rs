@@ -31,7 +31,7 @@ pub(crate) struct Refcounts {
     /// No cluster below this one is free.
     hint: u64,
     /// Nothing below this may be allocated, whatever the refcounts say (during repair).
-    pub(crate) floor: u64,
+    floor: u64,
 }
 
 /// Where the search for free clusters ended.
@@ -71,6 +71,12 @@ impl Refcounts {
         }
     }
 
+    /// Nothing below cluster `floor` is to be allocated from now on.
+    pub(crate) fn set_floor(&mut self, floor: u64) {
+        self.floor = floor;
+        self.hint = 0;
+    }
+
     /// The index of the block that counts a cluster.
     pub(crate) fn block_index(&self, cluster: HostCluster) -> usize {
         usize::try_from(cluster.0 >> self.layout.geometry.block_bits()).unwrap_or(usize::MAX)
@@ -86,10 +92,6 @@ impl Refcounts {
             Some(&entry) => self.layout.refcount_table_entry(entry),
             None => Ok(None),
         }
-    }
-
-    pub(crate) fn has_block(&self, index: usize) -> bool {
-        self.blocks.contains_key(&index)
     }
 
     pub(crate) fn block_count(&self) -> usize {
@@ -170,10 +172,12 @@ impl Refcounts {
         let start = self.hint.max(self.floor);
         let mut first = None;
         let mut at = start;
+        let mut all_used = start == self.hint;
         loop {
             let cluster = HostCluster(at);
             match self.get(cluster) {
                 Known::Count(0) => {
+                    all_used = false;
                     let from = *first.get_or_insert(at);
                     if at - from + 1 == want {
                         let gapless = !exact || from == start || want == 1;
@@ -185,6 +189,11 @@ impl Refcounts {
                         return self.take(true, from, at - from);
                     }
                     first = None;
+                    // Remembered at once: the blocks behind may be dropped again for others
+                    // before the search comes back here.
+                    if all_used {
+                        self.hint = at + 1;
+                    }
                 }
                 other => {
                     if let (Some(from), false) = (first, exact) {
@@ -264,10 +273,6 @@ impl Refcounts {
         for block in self.blocks.values_mut() {
             block.dirty.end(durable);
         }
-    }
-
-    pub(crate) fn has_dirty_blocks(&self) -> bool {
-        self.blocks.values().any(|block| block.dirty.is_dirty())
     }
 
     /// Drops clean blocks that were not used since the last call.

@@ -8,7 +8,7 @@ use crate::entries::{Cluster, Standard};
 use crate::header::{field, libc_efbig};
 use crate::image::{Freed, Image};
 use crate::overlap::Structure;
-use crate::types::{GuestOffset, HostOffset, L1Index, MAX_L1_BYTES};
+use crate::types::{GuestOffset, HostOffset, L1Index, MAX_DISK_BYTES, MAX_L1_BYTES};
 use crate::zero::Clearing;
 
 const RESIZE: BlockOperation = BlockOperation::Resize;
@@ -20,8 +20,9 @@ fn refuse(message: impl Into<String>) -> BlockError {
 impl Image {
     /// Changes the disk's length to `length` bytes.
     ///
-    /// Growing: space and zeroes first, then the L1 table, then the header, each durable before
-    /// the next. Shrinking: what lies behind the new end is discarded, then the header.
+    /// Growing: the L1 table, space and zeroes first, then the header, each durable before the
+    /// next. Shrinking: the header first, so that a crash shows the old disk or the new one, then
+    /// what lies behind the new end is discarded; growing looks for what a crash left there.
     pub(crate) async fn resize(
         &self,
         length: u64,
@@ -29,11 +30,13 @@ impl Image {
         how: Preallocation,
     ) -> Result<(), BlockError> {
         self.check_usable(RESIZE)?;
-        if length % 512 != 0 {
+        if !length.is_multiple_of(512) {
             return Err(refuse("The new size must be a multiple of 512"));
         }
-        if length > i64::MAX as u64 {
-            return Err(too_large());
+        if length > MAX_DISK_BYTES {
+            return Err(refuse(format!(
+                "offset({length}) exceeds maximum({MAX_DISK_BYTES})"
+            )));
         }
         // Nobody else changes the mapping while the length changes.
         let _turn = self.guest_locks.lock(0, u64::MAX).await;
@@ -52,14 +55,14 @@ impl Image {
         let geometry = self.layout.geometry;
         let from = geometry.cluster_end(new);
         let to = geometry.cluster_end(old);
-        if from < to {
-            self.clear_range(from, to, Clearing::Shrink).await?;
-        }
         self.commit().await?;
         let length = new.to_be_bytes();
         self.change_header(&[(field::SIZE, &length)]).await?;
         self.flush_file().await?;
         self.set_length(new);
+        if from < to {
+            self.clear_range(from, to, Clearing::Shrink).await?;
+        }
         self.drop_tables(geometry.l1_entries_for(new));
         self.commit().await?;
         if let Some(data_file) = &self.data_file {
@@ -104,8 +107,17 @@ impl Image {
             return Err(too_large());
         }
         self.grow_l1(needed).await?;
+        let (from, to) = (geometry.cluster_end(old), geometry.cluster_end(new));
+        if from < to {
+            self.clear_range(from, to, Clearing::Shrink).await?;
+        }
         if let Some(data_file) = &self.data_file {
             let node = data_file.node_arc();
+            let stale = node.length().min(new);
+            if self.is_raw_external() && stale > old {
+                node.write_zeroes(old, stale - old, WriteFlags::empty())
+                    .await?;
+            }
             if node.length() < new {
                 let how = match how {
                     Preallocation::Metadata => Preallocation::Off,
@@ -259,7 +271,13 @@ impl Image {
         let taken = self.take_clusters(from, want).await?;
         let bytes = taken.count << geometry.cluster_bits;
         let node = self.data_edge().node_arc();
-        if self.data_file.is_none() {
+        if self.data_file.is_some() {
+            // What a raw data file holds is the guest's data; any other may hold anything.
+            if !self.is_raw_external() {
+                node.write_zeroes(taken.at.0, bytes, WriteFlags::empty())
+                    .await?;
+            }
+        } else {
             let file_end = taken.at.0 + bytes;
             if !taken.fresh {
                 node.write_zeroes(taken.at.0, bytes, WriteFlags::empty())
@@ -298,6 +316,6 @@ impl Image {
 fn too_large() -> BlockError {
     BlockError {
         errno: libc_efbig(),
-        ..refuse("Image size too large")
+        ..refuse("Failed to grow the L1 table: File too large")
     }
 }

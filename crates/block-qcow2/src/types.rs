@@ -35,6 +35,8 @@ pub const MAX_L1_BYTES: u64 = 32 << 20;
 pub const MAX_REFCOUNT_TABLE_BYTES: u64 = 8 << 20;
 /// Host offsets in L1 and L2 tables have 56 bits.
 pub const MAX_HOST_OFFSET: u64 = 1 << 56;
+/// The longest virtual disk in bytes: as QEMU's, 1 GiB less than 2^63.
+pub const MAX_DISK_BYTES: u64 = 0x7fff_ffff_c000_0000;
 /// How many subclusters a cluster has with extended L2 entries.
 pub const SUBCLUSTERS: u32 = 32;
 

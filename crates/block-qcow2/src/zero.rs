@@ -4,7 +4,7 @@ use block_graph::{BlockError, BlockOperation, WriteFlags};
 use host_io::IoBuf;
 
 use crate::entries::{Cluster, Standard};
-use crate::image::{Image, Meta, Punch};
+use crate::image::{Image, Meta};
 use crate::types::{GuestOffset, HostOffset};
 
 /// Zeroes that must be written as data go out in pieces of this size.
@@ -101,7 +101,8 @@ impl Image {
         Ok(())
     }
 
-    fn is_raw_external(&self) -> bool {
+    /// Whether the external data file must read like the disk.
+    pub(crate) fn is_raw_external(&self) -> bool {
         self.data_file.is_some() && self.header.data_file_raw()
     }
 
@@ -195,29 +196,38 @@ impl Image {
             }
             self.ensure_table(operation, guest).await?;
             // Entries that are wrong must be told before any is changed.
-            let fault = {
+            let cleared = {
                 let Some(mut meta) = self.lock_with_slice(operation, guest).await? else {
                     continue;
                 };
                 self.clear_in_slice(&mut meta, at, slice_end, clearing)
             };
-            if let Err((fault, at)) = fault {
-                let message = self.entry_fault(fault, GuestOffset(at));
-                return Err(self.corrupt(operation, message, None).await);
+            match cleared {
+                Ok(emptied) => {
+                    for (host, len) in emptied {
+                        self.discard_in(self.data_edge(), host, len).await;
+                    }
+                }
+                Err((fault, at)) => {
+                    let message = self.entry_fault(fault, GuestOffset(at));
+                    return Err(self.corrupt(operation, message, None).await);
+                }
             }
             at = slice_end;
         }
         Ok(())
     }
 
+    /// Returns the host clusters whose content is not needed any more, in runs.
     fn clear_in_slice(
         &self,
         meta: &mut Meta,
         from: u64,
         to: u64,
         clearing: Clearing,
-    ) -> Result<(), (crate::entries::Fault, u64)> {
+    ) -> Result<Vec<(HostOffset, u64)>, (crate::entries::Fault, u64)> {
         let geometry = &self.layout.geometry;
+        let mut emptied: Vec<(HostOffset, u64)> = Vec::new();
         let mut at = from;
         while at < to {
             let start = geometry.cluster_start(at);
@@ -226,10 +236,17 @@ impl Image {
             let old = meta
                 .cluster(&self.layout, GuestOffset(at))
                 .map_err(|fault| (fault, at))?;
-            self.clear_cluster(meta, GuestOffset(start), &old, mask, clearing);
+            let host = self.clear_cluster(meta, GuestOffset(start), &old, mask, clearing);
+            match (host, emptied.last_mut()) {
+                (Some(host), Some((first, len))) if first.0 + *len == host.0 => {
+                    *len += geometry.cluster_size();
+                }
+                (Some(host), _) => emptied.push((host, geometry.cluster_size())),
+                (None, _) => {}
+            }
             at = end;
         }
-        Ok(())
+        Ok(emptied)
     }
 
     fn clear_cluster(
@@ -239,7 +256,7 @@ impl Image {
         old: &Cluster,
         mask: u32,
         clearing: Clearing,
-    ) {
+    ) -> Option<HostOffset> {
         let all = self.layout.geometry.all_subclusters();
         let old_standard = match old {
             Cluster::Standard(standard) => *standard,
@@ -250,11 +267,11 @@ impl Image {
         let discards = matches!(clearing, Clearing::Discard | Clearing::Shrink);
         if discards && !is_compressed && old_standard.host.is_none() {
             // Nothing is kept for it; it stays what it is.
-            return;
+            return None;
         }
         if clearing == Clearing::Discard && self.layout.version < 3 && self.may_have_backing() {
             // Unallocated would let the backing file show through.
-            return;
+            return None;
         }
         let zero = if self.layout.version >= 3 {
             old_standard.zero | mask
@@ -277,35 +294,17 @@ impl Image {
             zero,
         };
         if !is_compressed && new == old_standard {
-            return;
+            return None;
         }
         meta.set_entry(&self.layout, guest, self.layout.encode(&new));
         let pass = self.options.pass_discard_request && clearing != Clearing::Zero;
         if !keep_host {
             self.let_go(meta, old, pass);
         }
+        // Space that is kept, or is the data file's, is emptied at once, while nobody else can
+        // write there. A crash that keeps the old entry shows zeroes, as it may.
         let gone = mask == all && pass && !self.is_raw_external();
-        let punched = self.data_file.is_some() || keep_host;
-        if let (true, true, Some(host)) = (gone, punched, old_standard.host) {
-            self.punch(meta, host);
-        }
-    }
-
-    /// The content of a host cluster that is kept, or of the data file's, is not needed.
-    fn punch(&self, meta: &mut Meta, host: HostOffset) {
-        let len = self.layout.geometry.cluster_size();
-        let since = self.in_flight.mark();
-        if let Some(last) = meta.punches.last_mut()
-            && last.at.0 + last.len == host.0
-        {
-            last.len += len;
-            last.since = since;
-            return;
-        }
-        meta.punches.push(Punch {
-            at: host,
-            len,
-            since,
-        });
+        let stays = self.data_file.is_some() || keep_host;
+        old_standard.host.filter(|_| gone && stays)
     }
 }

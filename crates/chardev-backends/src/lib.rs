@@ -89,8 +89,12 @@ pub fn open(
         ChardevBackendBranch::Pipe(wrapper) => plain::open_pipe(&wrapper.data),
         ChardevBackendBranch::Pty(wrapper) => plain::open_pty(&wrapper.data),
         ChardevBackendBranch::Null(_) => plain::open_null(),
-        ChardevBackendBranch::Ringbuf(wrapper) => plain::open_ring("ringbuf", wrapper.data.size),
-        ChardevBackendBranch::Memory(wrapper) => plain::open_ring("memory", wrapper.data.size),
+        ChardevBackendBranch::Ringbuf(wrapper) => {
+            plain::open_ring("chardev-ringbuf", wrapper.data.size)
+        }
+        ChardevBackendBranch::Memory(wrapper) => {
+            plain::open_ring("chardev-memory", wrapper.data.size)
+        }
     };
     opened
         .map_err(|error| QmpError::generic(format!("Failed to add chardev '{id}': {}", error.desc)))

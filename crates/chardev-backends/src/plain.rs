@@ -18,6 +18,7 @@ use crate::{Opened, StdioClaim, Surroundings, ring_of};
 
 /// A backend whose connections, if it has any, were there from the start.
 struct PlainChardev {
+    type_name: &'static str,
     name: String,
     connections: Mutex<Option<Connections>>,
     ring: Option<RingBuffer>,
@@ -26,6 +27,10 @@ struct PlainChardev {
 }
 
 impl Chardev for PlainChardev {
+    fn type_name(&self) -> &'static str {
+        self.type_name
+    }
+
     fn filename(&self) -> String {
         self.name.clone()
     }
@@ -45,14 +50,18 @@ impl Chardev for PlainChardev {
     fn send_break(&self) {}
 }
 
-fn plain(name: &str, stream: Option<PairStream>) -> PlainChardev {
+fn plain(type_name: &'static str, stream: Option<PairStream>) -> PlainChardev {
     let (sender, receiver) = mpsc::channel::<Box<dyn ByteStream>>(CONNECTION_BACKLOG);
     if let Some(stream) = stream {
         // The queue is new and has room.
         let _ = sender.try_send(Box::new(stream));
     }
     PlainChardev {
-        name: name.to_owned(),
+        type_name,
+        name: type_name
+            .strip_prefix("chardev-")
+            .unwrap_or(type_name)
+            .to_owned(),
         connections: Mutex::new(Some(receiver)),
         ring: None,
         _stdio: None,
@@ -86,12 +95,12 @@ fn could_not_open(path: &str) -> impl Fn(io::Error) -> QmpError {
 
 /// `null`: reads wait for ever, writes vanish.
 pub(crate) fn open_null() -> Result<Opened, QmpError> {
-    Ok(opened(plain("null", Some(pair(None, None)?))))
+    Ok(opened(plain("chardev-null", Some(pair(None, None)?))))
 }
 
 /// `ringbuf` and its older name `memory`.
-pub(crate) fn open_ring(name: &str, size: Option<i64>) -> Result<Opened, QmpError> {
-    let mut chardev = plain(name, None);
+pub(crate) fn open_ring(type_name: &'static str, size: Option<i64>) -> Result<Opened, QmpError> {
+    let mut chardev = plain(type_name, None);
     chardev.ring = Some(ring_of(size)?);
     Ok(opened(chardev))
 }
@@ -111,7 +120,7 @@ pub(crate) fn open_file(options: &ChardevFile) -> Result<Opened, QmpError> {
         None => None,
     };
     Ok(opened(plain(
-        "file",
+        "chardev-file",
         Some(pair(input, Some(output.into()))?),
     )))
 }
@@ -136,7 +145,7 @@ pub(crate) fn open_pipe(options: &ChardevHostdev) -> Result<Opened, QmpError> {
         }
     };
     Ok(opened(plain(
-        "pipe",
+        "chardev-pipe",
         Some(pair(Some(input.into()), Some(output.into()))?),
     )))
 }
@@ -170,10 +179,8 @@ pub(crate) fn open_pty(options: &ChardevPty) -> Result<Opened, QmpError> {
         })?;
     }
     let output = controller.try_clone().map_err(could_not_open(&name))?;
-    let mut chardev = plain(
-        &format!("pty:{name}"),
-        Some(pair(Some(controller), Some(output))?),
-    );
+    let mut chardev = plain("chardev-pty", Some(pair(Some(controller), Some(output))?));
+    chardev.name = format!("pty:{name}");
     chardev._pty = Some(PtyPeer {
         _peer: peer,
         link: options.path.as_ref().map(PathBuf::from),
@@ -234,7 +241,7 @@ pub(crate) fn open_stdio(
         set_raw(&input, before.clone(), options.signal != Some(false))
             .map_err(could_not_open("the terminal"))?;
     }
-    let mut chardev = plain("stdio", Some(pair(Some(input), Some(output))?));
+    let mut chardev = plain("chardev-stdio", Some(pair(Some(input), Some(output))?));
     chardev._stdio = Some(Terminal {
         before,
         _claim: claim,

@@ -133,6 +133,10 @@ impl SocketChardev {
 }
 
 impl Chardev for SocketChardev {
+    fn type_name(&self) -> &'static str {
+        "chardev-socket"
+    }
+
     fn filename(&self) -> String {
         let state = if self.open.is_open() {
             ""

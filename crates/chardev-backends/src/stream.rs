@@ -156,7 +156,15 @@ impl End {
         if kind == rustix::fs::FileType::RegularFile {
             return Ok(Self::Always(fd));
         }
-        Ok(Self::Polled(host_io::watch_fd(fd, interest)?))
+        // /dev/null and its like cannot be watched, and are always ready.
+        let unwatched = fd.try_clone()?;
+        match host_io::watch_fd(fd, interest) {
+            Ok(watched) => Ok(Self::Polled(watched)),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                Ok(Self::Always(unwatched))
+            }
+            Err(error) => Err(error),
+        }
     }
 }
 

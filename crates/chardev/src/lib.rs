@@ -38,6 +38,9 @@ pub const CONNECTION_BACKLOG: usize = 16;
 
 /// A backend.
 pub trait Chardev: Send + Sync + 'static {
+    /// The name of its type in the object tree: `chardev-socket`.
+    fn type_name(&self) -> &'static str;
+
     /// What `query-chardev` shows as its filename.
     fn filename(&self) -> String;
 

@@ -87,9 +87,9 @@ impl ChardevRegistry {
     pub fn check_replaceable(&self, id: &str) -> Result<(), QmpError> {
         match self.entries.lock().get(id) {
             None => Err(QmpError::generic(format!("Chardev '{id}' does not exist"))),
-            Some(entry) if entry.claimed => {
-                Err(QmpError::generic("Chardev user does not support chardev hotswap"))
-            }
+            Some(entry) if entry.claimed => Err(QmpError::generic(
+                "Chardev user does not support chardev hotswap",
+            )),
             Some(_) => Ok(()),
         }
     }
@@ -111,7 +111,11 @@ impl ChardevRegistry {
     /// # Errors
     /// No such chardev.
     pub fn find(&self, id: &str) -> Result<Arc<dyn Chardev>, QmpError> {
-        let found = self.entries.lock().get(id).map(|entry| Arc::clone(&entry.chardev));
+        let found = self
+            .entries
+            .lock()
+            .get(id)
+            .map(|entry| Arc::clone(&entry.chardev));
         found.ok_or_else(|| QmpError::generic(format!("Chardev '{id}' not found")))
     }
 
@@ -142,7 +146,9 @@ impl ChardevRegistry {
             entry.chardev.take_connections()
         };
         let Some(connections) = connections else {
-            return Err(QmpError::generic(format!("Device '{id}' is in use")));
+            return Err(QmpError::generic(format!(
+                "chardev '{id}' is already in use"
+            )));
         };
         entry.claimed = true;
         Ok(ChardevClaim {
@@ -151,6 +157,15 @@ impl ChardevRegistry {
             chardev: Arc::clone(&entry.chardev),
             connections: Some(connections),
         })
+    }
+
+    /// The ids with their types.
+    pub fn types(&self) -> Vec<(String, &'static str)> {
+        let entries = self.entries.lock();
+        entries
+            .iter()
+            .map(|(id, entry)| (id.clone(), entry.chardev.type_name()))
+            .collect()
     }
 
     /// What `query-chardev` answers.

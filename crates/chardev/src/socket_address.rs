@@ -179,6 +179,11 @@ fn listen_unix(unix: &UnixSocketAddress, backlog: i32) -> Result<Listening, QmpE
 
 /// The addresses that a name stands for, of the families that are wanted.
 fn resolve(inet: &InetSocketAddress, port: u16) -> Result<Vec<SocketAddr>, QmpError> {
+    if (inet.ipv4, inet.ipv6) == (Some(false), Some(false)) {
+        return Err(QmpError::generic(
+            "Cannot disable IPv4 and IPv6 at same time",
+        ));
+    }
     // Asking for one family and saying nothing of the other means only that one.
     let wants = |this: Option<bool>, other: Option<bool>| this.unwrap_or(other != Some(true));
     let (v4, v6) = (wants(inet.ipv4, inet.ipv6), wants(inet.ipv6, inet.ipv4));
@@ -205,7 +210,7 @@ fn resolve(inet: &InetSocketAddress, port: u16) -> Result<Vec<SocketAddr>, QmpEr
         .collect();
     if wanted.is_empty() {
         return Err(QmpError::generic(format!(
-            "address resolution failed for {}:{}: no address of the wanted family",
+            "address resolution failed for {}:{}: Address family for hostname not supported",
             inet.host, inet.port
         )));
     }
@@ -218,7 +223,7 @@ fn port_number(inet: &InetSocketAddress) -> Result<u16, QmpError> {
     }
     inet.port.parse().map_err(|_| {
         QmpError::generic(format!(
-            "address resolution failed for {}:{}: the port must be a number",
+            "address resolution failed for {}:{}: Servname not supported for ai_socktype",
             inet.host, inet.port
         ))
     })

@@ -2,18 +2,18 @@
 
 use std::fmt::Write;
 
-use x509_parser::der_parser::asn1_rs::{Any, Oid};
+use x509_parser::der_parser::asn1_rs::Oid;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-/// The subject of a certificate in DER, written as GnuTLS writes it and access lists of QEMU expect
-/// it: RFC 4514, the last part first, `CN=laptop,O=Example Home,L=London,C=GB`.
+/// The subject of a certificate in DER, written as access lists of QEMU expect it: with the short
+/// names and escapes of RFC 4514, but in the certificate's own order, as GnuTLS does:
+/// `C=GB,L=London,O=Example Home,CN=laptop`.
 ///
 /// None if the certificate cannot be read or a part is no text.
 pub(crate) fn subject_of(certificate: &[u8]) -> Option<String> {
     let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
     let mut text = String::new();
-    let parts: Vec<_> = certificate.subject().iter_rdn().collect();
-    for (index, part) in parts.iter().rev().enumerate() {
+    for (index, part) in certificate.subject().iter_rdn().enumerate() {
         if index > 0 {
             text.push(',');
         }
@@ -23,14 +23,14 @@ pub(crate) fn subject_of(certificate: &[u8]) -> Option<String> {
             }
             push_type(&mut text, attribute.attr_type());
             text.push('=');
-            push_value(&mut text, attribute.attr_value())?;
+            push_value(&mut text, attribute.as_str().ok()?);
         }
     }
     Some(text)
 }
 
 /// The short names of RFC 4514, and those beyond it that GnuTLS has.
-const SHORT_NAMES: [(&str, &str); 12] = [
+const SHORT_NAMES: [(&str, &str); 13] = [
     ("2.5.4.3", "CN"),
     ("2.5.4.7", "L"),
     ("2.5.4.8", "ST"),
@@ -43,6 +43,7 @@ const SHORT_NAMES: [(&str, &str); 12] = [
     ("1.2.840.113549.1.9.1", "EMAIL"),
     ("2.5.4.5", "serialNumber"),
     ("2.5.4.12", "title"),
+    ("2.5.4.42", "givenName"),
 ];
 
 fn push_type(text: &mut String, oid: &Oid<'_>) {
@@ -52,8 +53,7 @@ fn push_type(text: &mut String, oid: &Oid<'_>) {
 }
 
 /// Appends a value with the escapes of RFC 4514, section 2.4.
-fn push_value(text: &mut String, value: &Any<'_>) -> Option<()> {
-    let value = value.as_str().ok()?;
+fn push_value(text: &mut String, value: &str) {
     let last = value.chars().count().saturating_sub(1);
     for (index, letter) in value.chars().enumerate() {
         let is_edge_space = letter == ' ' && (index == 0 || index == last);
@@ -69,5 +69,30 @@ fn push_value(text: &mut String, value: &Any<'_>) -> Option<()> {
             _ => text.push(letter),
         }
     }
-    Some(())
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
+
+    use super::*;
+
+    #[test]
+    fn names_keep_their_order_and_are_escaped() {
+        let mut name = DistinguishedName::new();
+        name.push(DnType::OrganizationName, "Example, Home; <a>+\"b\" \\");
+        name.push(DnType::CustomDnType(vec![2, 5, 4, 42]), "Gn");
+        name.push(DnType::CustomDnType(vec![1, 2, 3, 4]), " lead and trail ");
+        name.push(DnType::CommonName, "#l\u{e4}ptop#");
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.distinguished_name = name;
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.self_signed(&key).unwrap();
+        assert_eq!(
+            subject_of(certificate.der()).unwrap(),
+            "O=Example\\, Home\\; \\<a\\>\\+\\\"b\\\" \\\\,givenName=Gn,\
+             1.2.3.4=\\ lead and trail\\ ,CN=\\#l\u{e4}ptop#"
+        );
+        assert_eq!(subject_of(b"no certificate"), None);
+    }
 }

@@ -14,6 +14,8 @@ const CIPHER_BYTES: usize = 64 << 10;
 pub(crate) struct TlsStream {
     stream: Stream,
     session: RefCell<ServerConnection>,
+    /// Received, and not taken by the session yet, which holds little plain text at a time.
+    cipher: RefCell<IoBytes>,
 }
 
 impl TlsStream {
@@ -26,6 +28,7 @@ impl TlsStream {
         let tls = Self {
             stream,
             session: RefCell::new(session),
+            cipher: RefCell::new(IoBytes::copy_of(&[])),
         };
         loop {
             let sent = tls.send_cipher().await;
@@ -111,25 +114,25 @@ impl TlsStream {
         Ok(())
     }
 
+    /// Gives the session more cipher text, received if there is none left.
     async fn receive_cipher(&self) -> io::Result<()> {
-        let (result, cipher) = self.stream.recv(IoBuf::with_len(CIPHER_BYTES)).await;
-        let count = result?;
-        let mut rest = cipher.get(..count).unwrap_or_default();
-        let mut session = self.session.borrow_mut();
-        if count == 0 {
-            // Tells the session that the stream has ended: its reader knows whether that is right.
-            session.read_tls(&mut rest)?;
-            return if session.is_handshaking() {
-                Err(io::ErrorKind::UnexpectedEof.into())
-            } else {
-                Ok(())
-            };
+        if self.cipher.borrow().is_empty() {
+            let (result, mut cipher) = self.stream.recv(IoBuf::with_len(CIPHER_BYTES)).await;
+            cipher.truncate(result?);
+            self.cipher.replace(cipher.freeze());
         }
-        while !rest.is_empty() {
-            session.read_tls(&mut rest)?;
-            session
-                .process_new_packets()
-                .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        let mut session = self.session.borrow_mut();
+        let mut cipher = self.cipher.borrow_mut();
+        // Nothing at all tells the session that the stream has ended: its reader knows whether that
+        // is right.
+        let mut rest = &**cipher;
+        let taken = session.read_tls(&mut rest)?;
+        *cipher = cipher.slice(taken..);
+        session
+            .process_new_packets()
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        if taken == 0 && session.is_handshaking() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
         }
         Ok(())
     }

@@ -16,8 +16,8 @@ use block_graph::BlockBackend;
 use host_io::IoBuf;
 use nbd_wire::reply::ReplyFormat;
 use nbd_wire::{
-    Command, ErrorCode, MAX_PAYLOAD_BYTES, Negotiated, Ready, Request, StatusSelection, WireError,
-    validate,
+    Command, CommandFlags, ErrorCode, MAX_PAYLOAD_BYTES, Negotiated, Ready, Request, RequestFormat,
+    StatusSelection, WireError, validate,
 };
 
 use crate::inbox::Inbox;
@@ -161,7 +161,7 @@ impl Session<'_> {
                     Err(io::Error::from(io::ErrorKind::UnexpectedEof).into())
                 };
             };
-            let request = Request::decode(format, header)?;
+            let request = with_payload_flag(format, Request::decode(format, header)?)?;
             inbox.advance(format.header_bytes());
             if request.command == Command::Disconnect || self.broken.get() {
                 return Ok(());
@@ -266,6 +266,26 @@ impl Session<'_> {
             .set(self.held_bytes.get().saturating_sub(bytes));
         self.moved.set(true);
     }
+}
+
+/// A write has a payload also where the client has forgotten to say so in an extended header, as
+/// QEMU's does.
+fn with_payload_flag(format: RequestFormat, request: Request) -> Result<Request, WireError> {
+    let forgotten = format == RequestFormat::Extended
+        && request.command == Command::Write
+        && !request.flags.contains(CommandFlags::PAYLOAD_LEN);
+    if !forgotten {
+        return Ok(request);
+    }
+    let Request {
+        flags,
+        command,
+        cookie,
+        offset,
+        length,
+        ..
+    } = request;
+    Request::new(format, command, flags, cookie, offset, length)
 }
 
 /// What a request makes the server hold until it is answered.

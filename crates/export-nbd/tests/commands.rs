@@ -70,10 +70,7 @@ fn many_requests_at_once_are_all_answered_with_their_own_data() {
         }
         // More than are served at a time, so the rest waits in the socket.
         let wanted: Vec<u64> = (0..700).map(|n| (n * 7919) % 4000 * 4096).collect();
-        let first = client.send(Command::Read, NONE, wanted[0], 4096, &[]);
-        for offset in &wanted[1..] {
-            client.send(Command::Read, NONE, *offset, 4096, &[]);
-        }
+        let first = client.send_reads(&wanted, 4096);
         for _ in &wanted {
             let mut reply = rig::Reply::default();
             let (cookie, done) = client.receive_chunk(&mut reply, 4096);

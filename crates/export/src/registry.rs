@@ -146,11 +146,14 @@ impl ExportRegistry {
         let registry = Arc::clone(self);
         tokio::spawn(async move {
             ended.await;
-            let is_other = |entry: &Entry| !Arc::ptr_eq(&entry.export, &export);
-            registry.entries.lock().retain(is_other);
             let id = export.id().to_owned();
             let event = Event::BlockExportDeleted(BlockExportDeletedEvent { id });
-            registry.events.emit(event);
+            {
+                // Whoever sees the export gone has been sent the event before.
+                let mut entries = registry.entries.lock();
+                entries.retain(|entry| !Arc::ptr_eq(&entry.export, &export));
+                registry.events.emit(event);
+            }
             registry.gone.send_replace(());
         });
     }

@@ -231,10 +231,10 @@ impl JobRegistry {
     /// No such job, or not in its state, or not paused.
     pub fn resume(&self, id: &str) -> Result<(), QmpError> {
         let job = self.find(id)?;
-        job.check(JobVerb::Resume)?;
         if !job.wishes.pause.load(std::sync::atomic::Ordering::SeqCst) {
             return Err(QmpError::generic("Can't resume a job that was not paused"));
         }
+        job.check(JobVerb::Resume)?;
         job.wishes.set(&job.wishes.pause, false);
         Ok(())
     }

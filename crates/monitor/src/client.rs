@@ -124,8 +124,15 @@ impl Client {
         }
     }
 
-    /// What comes first: a command's end, room in the socket, the client's bytes, an event.
+    /// What comes first: an event, a command's end, room in the socket, the client's bytes. Events
+    /// come first so that what a command emitted stands before its reply.
     fn poll_step(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
+        if self.output.len() < OUTPUT_LIMIT
+            && let Some(events) = &mut self.events
+            && let Poll::Ready(event) = events.poll_recv(cx)
+        {
+            return Poll::Ready(Step::Event(event));
+        }
         if let Poll::Ready(Some(finished)) = self.finished.poll_recv(cx) {
             return Poll::Ready(Step::Finished(finished));
         }
@@ -144,12 +151,6 @@ impl Client {
                 Poll::Ready(Err(_)) => return Poll::Ready(Step::Closed),
                 Poll::Pending => {}
             }
-        }
-        if self.output.len() < OUTPUT_LIMIT
-            && let Some(events) = &mut self.events
-            && let Poll::Ready(event) = events.poll_recv(cx)
-        {
-            return Poll::Ready(Step::Event(event));
         }
         Poll::Pending
     }

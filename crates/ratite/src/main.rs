@@ -3,6 +3,7 @@
 
 mod newcomer;
 mod qapi_command;
+mod qmp_shell;
 mod storage_daemon;
 
 use std::ffi::OsString;
@@ -10,7 +11,8 @@ use std::path::Path;
 use std::process::ExitCode;
 
 /// The names people have in their scripts, and the personality each stands for.
-const OTHER_NAMES: &[(&str, &str)] = &[("qemu-storage-daemon", "storage-daemon")];
+const OTHER_NAMES: &[(&str, &str)] =
+    &[("qemu-storage-daemon", "storage-daemon"), ("qmp-shell", "qmp")];
 
 const HELP: &str = "\
 Ratite: QEMU's machine protocol, and the machine and the disks behind it.
@@ -19,6 +21,7 @@ usage: ratite [COMMAND] [OPTION...]
 
   (no command)      a first look: a disk, a QMP socket and an NBD export, ready to try
   storage-daemon    serve block nodes, jobs and exports under QMP (qemu-storage-daemon)
+  qmp               talk QMP with a server: a shell, or one command (qmp-shell)
   qapi              check, introspect, document QAPI schemas, or generate Rust from them
   help              this text
 
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
 fn run(personality: &str, program: &str, arguments: Vec<OsString>) -> ExitCode {
     match personality {
         "storage-daemon" => storage_daemon::main(program, arguments),
+        "qmp" => qmp_shell::main(program, arguments),
         "qapi" => qapi_command::main(arguments),
         "help" | "--help" | "-h" => {
             print!("{HELP}");
@@ -76,6 +80,8 @@ fn start_log() {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .without_time()
         .with_target(false)
         .init();
 }

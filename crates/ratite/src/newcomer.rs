@@ -10,6 +10,9 @@ use std::process::ExitCode;
 use api::QmpError;
 use tokio::io::{AsyncBufReadExt, BufReader};
 
+use qmp_client::{Address, Client, ConnectOptions};
+
+use crate::qmp_shell;
 use crate::storage_daemon::options::Step;
 use crate::storage_daemon::{Daemon, control_runtime};
 
@@ -90,7 +93,7 @@ Try, in another terminal:
 
   nbdinfo  'nbd+unix:///disk?socket={folder}/nbd.sock'
   qemu-io  -f raw -c 'write -P 42 0 1M' 'nbd+unix:///disk?socket={folder}/nbd.sock'
-  qmp-shell {folder}/qmp.sock
+  ratite qmp {folder}/qmp.sock
   echo '{{\"execute\":\"qmp_capabilities\"}} {{\"execute\":\"query-block-exports\"}}' | nc -U -q1 {folder}/qmp.sock
 
 The folder goes away at the end.
@@ -99,9 +102,21 @@ The folder goes away at the end.
     )
 }
 
-async fn serve(daemon: &Daemon, _folder: &Path) -> anyhow::Result<()> {
-    if io::stdin().is_terminal() {
-        println!("Ctrl-C or Ctrl-D ends it.");
+/// Serves until the end: with a terminal, a shell is at hand; without one, the end of input ends it.
+async fn serve(daemon: &Daemon, folder: &Path) -> anyhow::Result<()> {
+    if io::stdin().is_terminal() && io::stdout().is_terminal() {
+        println!("This is the QMP shell; 'help' tells more, Ctrl-D ends it.\n");
+        let address = Address::Unix(folder.join("qmp.sock"));
+        let client = Client::connect(&address, &ConnectOptions::default()).await?;
+        let runtime = tokio::runtime::Handle::current();
+        let shell = tokio::task::spawn_blocking(move || {
+            qmp_shell::interactive(&runtime, client, || {})
+        });
+        tokio::select! {
+            ended = daemon.wait_for_end() => ended?,
+            left = shell => drop(left?),
+        }
+        return Ok(());
     }
     tokio::select! {
         ended = daemon.wait_for_end() => ended?,

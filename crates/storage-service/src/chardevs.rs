@@ -28,7 +28,9 @@ impl Inner {
         let opening = tokio::task::spawn_blocking(move || {
             chardev_backends::open(&id, backend, &CallerFds(&caller), &surroundings)
         });
-        opening.await.map_err(|error| QmpError::generic(error.to_string()))?
+        opening
+            .await
+            .map_err(|error| QmpError::generic(error.to_string()))?
     }
 
     /// `chardev-add`, also for the command line.
@@ -47,7 +49,8 @@ impl Inner {
 
 fn ring_write(chardev: &dyn Chardev, device: &str, data: &[u8]) -> Result<(), QmpError> {
     let ring = chardev.ring_buffer();
-    let ring = ring.ok_or_else(|| QmpError::generic(format!("{device} is not a ringbuf device")))?;
+    let ring =
+        ring.ok_or_else(|| QmpError::generic(format!("{device} is not a ringbuf device")))?;
     ring.write(data);
     Ok(())
 }
@@ -61,7 +64,9 @@ impl CharCommands<Caller> for Handlers {
         &self,
         _caller: Arc<Caller>,
     ) -> Result<Vec<ChardevBackendInfo>, QmpError> {
-        let info = |kind: &ChardevBackendKind| ChardevBackendInfo { name: kind.to_string() };
+        let info = |kind: &ChardevBackendKind| ChardevBackendInfo {
+            name: kind.to_string(),
+        };
         Ok(ChardevBackendKind::ALL.iter().map(info).collect())
     }
 
@@ -88,7 +93,9 @@ impl CharCommands<Caller> for Handlers {
         let chardev = self.inner.chardevs.get(&arguments.device)?;
         let Some(ring) = chardev.ring_buffer() else {
             let device = arguments.device;
-            return Err(QmpError::generic(format!("{device} is not a ringbuf device")));
+            return Err(QmpError::generic(format!(
+                "{device} is not a ringbuf device"
+            )));
         };
         let size = usize::try_from(arguments.size).unwrap_or(0);
         if size == 0 {
@@ -99,7 +106,10 @@ impl CharCommands<Caller> for Handlers {
             Some(DataFormat::Base64) => STANDARD.encode(data),
             None | Some(DataFormat::Utf8) => {
                 // As QEMU's C strings: a NUL ends the text.
-                let end = data.iter().position(|&byte| byte == 0).unwrap_or(data.len());
+                let end = data
+                    .iter()
+                    .position(|&byte| byte == 0)
+                    .unwrap_or(data.len());
                 String::from_utf8_lossy(data.get(..end).unwrap_or_default()).into_owned()
             }
         })
@@ -110,7 +120,9 @@ impl CharCommands<Caller> for Handlers {
         caller: Arc<Caller>,
         arguments: ChardevAddArgs,
     ) -> Result<ChardevReturn, QmpError> {
-        self.inner.add_chardev(caller, &arguments.id, arguments.backend).await
+        self.inner
+            .add_chardev(caller, &arguments.id, arguments.backend)
+            .await
     }
 
     async fn chardev_change(
@@ -120,7 +132,10 @@ impl CharCommands<Caller> for Handlers {
     ) -> Result<ChardevReturn, QmpError> {
         let id = arguments.id;
         self.inner.chardevs.check_replaceable(&id)?;
-        let opened = self.inner.open_chardev(caller, &id, arguments.backend).await?;
+        let opened = self
+            .inner
+            .open_chardev(caller, &id, arguments.backend)
+            .await?;
         self.inner.chardevs.replace(&id, opened.chardev)?;
         Ok(ChardevReturn { pty: opened.pty })
     }

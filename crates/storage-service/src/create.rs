@@ -79,7 +79,9 @@ async fn create_file(
     let files = Arc::clone(&inner.files);
     let how = preallocation(options.preallocation);
     if how == Preallocation::Metadata {
-        return Err(QmpError::generic("Unsupported preallocation mode: metadata"));
+        return Err(QmpError::generic(
+            "Unsupported preallocation mode: metadata",
+        ));
     }
     let path = options.filename;
     let size = options.size;
@@ -109,18 +111,24 @@ async fn create_file(
             required: Permission::WRITE | Permission::RESIZE,
             shared: Permission::all() - Permission::RESIZE - Permission::CONSISTENT_READ,
         };
-        driver.permissions_wanted(asked).map_err(QmpError::generic)?;
+        driver
+            .permissions_wanted(asked)
+            .map_err(QmpError::generic)?;
         Ok::<FileDriver, QmpError>(driver)
     };
     let sized = inner.data_side.spawn(move || async move {
         let created = host_io::blocking(create).await;
         let driver = created.map_err(|error| QmpError::generic(error.to_string()))??;
         let resize = |size, how| driver.resize(size, true, how);
-        resize(0, Preallocation::Off).await.map_err(|error| words(&error))?;
+        resize(0, Preallocation::Off)
+            .await
+            .map_err(|error| words(&error))?;
         let full = resize(size, how).await;
         full.map_err(|error| QmpError::generic(format!("Could not resize file: {}", error.message)))
     });
-    sized.await.map_err(|error| QmpError::generic(error.to_string()))?
+    sized
+        .await
+        .map_err(|error| QmpError::generic(error.to_string()))?
 }
 
 /// A node that the work holds by an edge of its own, and owns if it was opened for it.
@@ -137,7 +145,10 @@ async fn hold(inner: &Arc<Inner>, reference: BlockdevRef) -> Result<Held, QmpErr
         }
         BlockdevRef::Definition(options) => {
             let opening = Arc::clone(inner);
-            let node = inner.data_side.spawn(move || open_node(opening, *options)).await;
+            let node = inner
+                .data_side
+                .spawn(move || open_node(opening, *options))
+                .await;
             let node = node.map_err(|error| QmpError::generic(error.to_string()))??;
             (Arc::clone(&node), Some(node))
         }
@@ -147,7 +158,9 @@ async fn hold(inner: &Arc<Inner>, reference: BlockdevRef) -> Result<Held, QmpErr
         shared: Permission::WRITE_UNCHANGED,
     };
     let parent = ParentName::User("an unnamed block device".to_owned());
-    let edge = inner.graph.attach(parent, "root", ChildRole::Root, &node, asked);
+    let edge = inner
+        .graph
+        .attach(parent, "root", ChildRole::Root, &node, asked);
     match edge {
         Ok(edge) => Ok(Held { edge, opened }),
         Err(error) => {
@@ -183,12 +196,16 @@ async fn create_qcow2(
         None => None,
     };
     let create = create_options(&options, data_file.as_ref());
-    let (edge, data_edge) =
-        (Arc::clone(&file.edge), data_file.as_ref().map(|held| Arc::clone(&held.edge)));
+    let (edge, data_edge) = (
+        Arc::clone(&file.edge),
+        data_file.as_ref().map(|held| Arc::clone(&held.edge)),
+    );
     let made = inner
         .data_side
         .spawn(move || async move {
-            block_qcow2::create(&edge, data_edge.as_ref(), &create?).await.map_err(|e| words(&e))
+            block_qcow2::create(&edge, data_edge.as_ref(), &create?)
+                .await
+                .map_err(|e| words(&e))
         })
         .await;
     if let Some(held) = data_file {
@@ -245,8 +262,14 @@ impl BlockCreateCommands<Caller> for Handlers {
                 return Err(QmpError::generic("Driver does not support blockdev-create"));
             }
         };
-        let work = CreateWork { inner: Arc::clone(&self.inner), wanted: Some(wanted) };
-        let options = JobOptions { auto_finalize: true, auto_dismiss: false };
+        let work = CreateWork {
+            inner: Arc::clone(&self.inner),
+            wanted: Some(wanted),
+        };
+        let options = JobOptions {
+            auto_finalize: true,
+            auto_dismiss: false,
+        };
         let job_id = &arguments.job_id;
         self.inner
             .jobs
@@ -256,11 +279,7 @@ impl BlockCreateCommands<Caller> for Handlers {
 }
 
 /// Makes a sparse qcow2 image in a new host file.
-pub(crate) async fn create_disk(
-    inner: &Arc<Inner>,
-    path: &str,
-    size: u64,
-) -> Result<(), QmpError> {
+pub(crate) async fn create_disk(inner: &Arc<Inner>, path: &str, size: u64) -> Result<(), QmpError> {
     let file = BlockdevCreateOptionsFile {
         filename: path.to_owned(),
         size: 0,

@@ -66,7 +66,12 @@ impl Exports {
 
     /// Keeps an export's iothread alive, and lets go of those whose exports are gone.
     fn hold_iothread(&self, export: &str, iothread: Option<Arc<IoThread>>) {
-        let live: Vec<String> = self.registry.query().into_iter().map(|info| info.id).collect();
+        let live: Vec<String> = self
+            .registry
+            .query()
+            .into_iter()
+            .map(|info| info.id)
+            .collect();
         let mut held = self.iothreads.lock();
         held.retain(|id, _| live.contains(id));
         if let Some(iothread) = iothread {
@@ -100,8 +105,9 @@ impl Inner {
         };
         let address = options.addr;
         let sockets = tokio::task::spawn_blocking(move || listen(&address, &CallerFds(&caller)));
-        let (listeners, unlink) =
-            sockets.await.map_err(|error| QmpError::generic(error.to_string()))??;
+        let (listeners, unlink) = sockets
+            .await
+            .map_err(|error| QmpError::generic(error.to_string()))??;
         let server_options = export_nbd::NbdServerOptions {
             tls,
             authorizer,
@@ -131,7 +137,9 @@ impl Inner {
 
     async fn stop_nbd(&self) -> Result<(), QmpError> {
         let mut running = self.exports.nbd.lock().await;
-        let Some(stopping) = running.take() else { return Err(not_running()) };
+        let Some(stopping) = running.take() else {
+            return Err(not_running());
+        };
         self.exports.registry.close_kind(BlockExportType::Nbd).await;
         stopping.stop().await;
         Ok(())
@@ -152,17 +160,28 @@ impl Inner {
         };
         let writable = options.writable == Some(true);
         if writable && node.is_read_only() {
-            return Err(QmpError::generic("Cannot export read-only node as writable"));
+            return Err(QmpError::generic(
+                "Cannot export read-only node as writable",
+            ));
         }
         let BlockExportOptionsBranch::Nbd(nbd) = options.r#type;
-        let BlockExportOptionsNbd { name, description, allocation_depth } = *nbd;
+        let BlockExportOptionsNbd {
+            name,
+            description,
+            allocation_depth,
+        } = *nbd;
         let running = self.exports.nbd.lock().await;
-        let Some(running) = &*running else { return Err(not_running()) };
+        let Some(running) = &*running else {
+            return Err(not_running());
+        };
         let mut required = Permission::CONSISTENT_READ;
         if writable {
             required |= Permission::WRITE;
         }
-        let asked = Permissions { required, shared: Permission::all() - Permission::RESIZE };
+        let asked = Permissions {
+            required,
+            shared: Permission::all() - Permission::RESIZE,
+        };
         let backend = self
             .graph
             .attach_backend("an unnamed block device", &node, asked)
@@ -192,9 +211,17 @@ impl Inner {
 
     /// The older command: the export's id is its name, and a read-only node is exported so.
     async fn add_nbd_export(&self, options: NbdServerAddOptions) -> Result<(), QmpError> {
-        let node = self.graph.node(&options.device).map_err(|error| graph_words(&error))?;
-        let id = options.name.clone().unwrap_or_else(|| options.device.clone());
-        let writable = options.writable.map(|writable| writable && !node.is_read_only());
+        let node = self
+            .graph
+            .node(&options.device)
+            .map_err(|error| graph_words(&error))?;
+        let id = options
+            .name
+            .clone()
+            .unwrap_or_else(|| options.device.clone());
+        let writable = options
+            .writable
+            .map(|writable| writable && !node.is_read_only());
         let nbd = BlockExportOptionsNbd {
             name: options.name,
             description: options.description,
@@ -257,7 +284,10 @@ impl BlockExportCommands<Caller> for Handlers {
         options: NbdServerAddOptions,
     ) -> Result<(), QmpError> {
         let inner = Arc::clone(&self.inner);
-        self.inner.sequence.run(async move { inner.add_nbd_export(options).await }).await
+        self.inner
+            .sequence
+            .run(async move { inner.add_nbd_export(options).await })
+            .await
     }
 
     async fn nbd_server_remove(
@@ -266,7 +296,12 @@ impl BlockExportCommands<Caller> for Handlers {
         arguments: NbdServerRemoveArgs,
     ) -> Result<(), QmpError> {
         let mode = arguments.mode.unwrap_or(BlockExportRemoveMode::Safe);
-        Ok(self.inner.exports.registry.remove(&arguments.name, mode).await?)
+        Ok(self
+            .inner
+            .exports
+            .registry
+            .remove(&arguments.name, mode)
+            .await?)
     }
 
     async fn nbd_server_stop(&self, _caller: Arc<Caller>) -> Result<(), QmpError> {
@@ -279,7 +314,10 @@ impl BlockExportCommands<Caller> for Handlers {
         options: BlockExportOptions,
     ) -> Result<(), QmpError> {
         let inner = Arc::clone(&self.inner);
-        self.inner.sequence.run(async move { inner.add_export(options).await }).await
+        self.inner
+            .sequence
+            .run(async move { inner.add_export(options).await })
+            .await
     }
 
     async fn block_export_del(
@@ -288,7 +326,12 @@ impl BlockExportCommands<Caller> for Handlers {
         arguments: BlockExportDelArgs,
     ) -> Result<(), QmpError> {
         let mode = arguments.mode.unwrap_or(BlockExportRemoveMode::Safe);
-        Ok(self.inner.exports.registry.remove(&arguments.id, mode).await?)
+        Ok(self
+            .inner
+            .exports
+            .registry
+            .remove(&arguments.id, mode)
+            .await?)
     }
 
     async fn query_block_exports(

@@ -27,7 +27,9 @@ pub(crate) enum ImageName {
 /// Words for the client.
 pub(crate) fn read_name(name: &str, of: &str) -> Result<ImageName, QmpError> {
     if name.len() > MAX_NAME {
-        return Err(QmpError::generic("the name of an image in an image is too long"));
+        return Err(QmpError::generic(
+            "the name of an image in an image is too long",
+        ));
     }
     if let Some(json) = name.strip_prefix("json:") {
         return read_json(json).map(|options| ImageName::Options(Box::new(options)));
@@ -97,7 +99,10 @@ pub(crate) fn beside(name: &str, of: &str) -> String {
 ///
 /// # Errors
 /// A format that cannot be one.
-pub(crate) fn options_for(format: BlockdevDriver, filename: &str) -> Result<BlockdevOptions, QmpError> {
+pub(crate) fn options_for(
+    format: BlockdevDriver,
+    filename: &str,
+) -> Result<BlockdevOptions, QmpError> {
     let file = BlockdevRef::Definition(Box::new(plain(BlockdevOptionsBranch::File(Box::new(
         BlockdevOptionsFile {
             filename: filename.to_owned(),
@@ -116,7 +121,6 @@ pub(crate) fn options_for(format: BlockdevDriver, filename: &str) -> Result<Bloc
             lazy_refcounts: None,
             pass_discard_request: None,
             pass_discard_snapshot: None,
-            pass_discard_other: None,
             discard_no_unref: None,
             overlap_check: None,
             cache_size: None,
@@ -126,13 +130,17 @@ pub(crate) fn options_for(format: BlockdevDriver, filename: &str) -> Result<Bloc
             cache_clean_interval: None,
             data_file: None,
         })),
-        BlockdevDriver::Raw => {
-            BlockdevOptionsBranch::Raw(Box::new(BlockdevOptionsRaw { file, offset: None, size: None }))
+        BlockdevDriver::Raw => BlockdevOptionsBranch::Raw(Box::new(BlockdevOptionsRaw {
+            file,
+            offset: None,
+            size: None,
+        })),
+        BlockdevDriver::File => {
+            return match file {
+                BlockdevRef::Definition(options) => Ok(*options),
+                BlockdevRef::Reference(_) => Err(QmpError::generic("not a definition")),
+            };
         }
-        BlockdevDriver::File => return match file {
-            BlockdevRef::Definition(options) => Ok(*options),
-            BlockdevRef::Reference(_) => Err(QmpError::generic("not a definition")),
-        },
         other => {
             return Err(QmpError::generic(format!(
                 "The '{other}' driver cannot be the format of a backing file"

@@ -31,11 +31,7 @@ impl JobCommands<Caller> for Handlers {
         self.inner.jobs.complete(&arguments.id)
     }
 
-    async fn job_dismiss(
-        &self,
-        _: Arc<Caller>,
-        arguments: JobDismissArgs,
-    ) -> Result<(), QmpError> {
+    async fn job_dismiss(&self, _: Arc<Caller>, arguments: JobDismissArgs) -> Result<(), QmpError> {
         self.inner.jobs.dismiss(&arguments.id)
     }
 

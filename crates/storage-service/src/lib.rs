@@ -11,6 +11,7 @@
 //! A new block driver is an arm in `open.rs`; a new command is its handler in the file of its
 //! subject, named by the schema module's trait.
 
+mod chardev_objects;
 mod chardevs;
 mod create;
 mod exports;

@@ -2,9 +2,7 @@
 
 use std::sync::Arc;
 
-use api::{
-    BlockResizeArgs, BlockdevCommands, BlockdevDelArgs, BlockdevOptions, QmpError,
-};
+use api::{BlockResizeArgs, BlockdevCommands, BlockdevDelArgs, BlockdevOptions, QmpError};
 use block_graph::{ChildRole, Node, ParentName, Permission, Permissions, Preallocation};
 use monitor::Caller;
 
@@ -18,13 +16,18 @@ impl Inner {
         options: BlockdevOptions,
     ) -> Result<(), QmpError> {
         let Some(name) = options.node_name.clone() else {
-            return Err(QmpError::generic("'node-name' must be specified for the root node"));
+            return Err(QmpError::generic(
+                "'node-name' must be specified for the root node",
+            ));
         };
         let inner = Arc::clone(self);
         self.sequence
             .run(async move {
                 let opening = Arc::clone(&inner);
-                let opened = inner.data_side.spawn(move || open_node(opening, options)).await;
+                let opened = inner
+                    .data_side
+                    .spawn(move || open_node(opening, options))
+                    .await;
                 opened.map_err(|error| QmpError::generic(error.to_string()))??;
                 inner.owned.lock().insert(name);
                 Ok(())
@@ -41,14 +44,11 @@ impl Inner {
         if parents.iter().any(|edge| edge.role() == ChildRole::Root) {
             return Err(QmpError::generic(format!("Node {name} is in use")));
         }
-        let backing = parents.iter().find(|edge| edge.role() == ChildRole::Backing);
-        if let Some(ParentName::Node(parent)) = backing.map(|edge| edge.parent()) {
-            return Err(QmpError::generic(format!(
-                "Node '{name}' is busy: node is used as backing hd of '{parent}'"
-            )));
-        }
+        check_not_backing(&node)?;
         if !self.owned.lock().contains(name) {
-            return Err(QmpError::generic(format!("Node {name} is not owned by the monitor")));
+            return Err(QmpError::generic(format!(
+                "Node {name} is not owned by the monitor"
+            )));
         }
         if !parents.is_empty() {
             return Err(QmpError::generic(format!("Block device {name} is in use")));
@@ -66,8 +66,10 @@ impl Inner {
                 continue;
             }
             let closing = Arc::clone(&node);
-            let closed =
-                self.data_side.spawn(move || async move { closing.driver().close().await }).await;
+            let closed = self
+                .data_side
+                .spawn(move || async move { closing.driver().close().await })
+                .await;
             match closed {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
@@ -90,36 +92,38 @@ impl Inner {
     pub(crate) async fn close_all_nodes(self: &Arc<Self>) {
         self.owned.lock().clear();
         loop {
-            let top = self.graph.nodes().into_iter().find(|node| node.parents().is_empty());
+            let top = self
+                .graph
+                .nodes()
+                .into_iter()
+                .find(|node| node.parents().is_empty());
             let Some(top) = top else { return };
             self.release(top).await;
         }
     }
 
     async fn resize(self: &Arc<Self>, arguments: BlockResizeArgs) -> Result<(), QmpError> {
-        let name = match (&arguments.device, &arguments.node_name) {
-            (None, Some(name)) => name.clone(),
-            (Some(device), None) => {
-                return Err(QmpError {
-                    class: api::ErrorClass::GenericError,
-                    desc: format!("Cannot find device='{device}' nor node-name=''"),
-                });
-            }
-            (Some(device), Some(name)) => {
-                return Err(QmpError::generic(format!(
-                    "Cannot find device='{device}' nor node-name='{name}'"
-                )));
-            }
-            (None, None) => {
-                return Err(QmpError::generic("Cannot find device='' nor node-name=''"));
-            }
+        // A daemon has no devices, so only the node's name finds anything.
+        let found = arguments
+            .node_name
+            .as_deref()
+            .map(|name| self.graph.node(name));
+        let Some(Ok(node)) = found else {
+            return Err(QmpError::generic(format!(
+                "Cannot find device='{}' nor node-name='{}'",
+                arguments.device.unwrap_or_default(),
+                arguments.node_name.unwrap_or_default()
+            )));
         };
-        let node = self.graph.node(&name).map_err(|_| {
-            QmpError::generic(format!("Cannot find device='' nor node-name='{name}'"))
-        })?;
         let Ok(size) = u64::try_from(arguments.size) else {
             return Err(QmpError::generic("Parameter 'size' expects a >0 size"));
         };
+        if size > MAX_LENGTH {
+            return Err(QmpError::generic(format!(
+                "offset({size}) exceeds maximum({MAX_LENGTH})"
+            )));
+        }
+        check_not_backing(&node)?;
         let asked = Permissions {
             required: Permission::RESIZE,
             shared: Permission::all(),
@@ -148,7 +152,27 @@ impl Inner {
         arguments: BlockResizeArgs,
     ) -> Result<(), QmpError> {
         let inner = Arc::clone(self);
-        self.sequence.run(async move { inner.resize(arguments).await }).await
+        self.sequence
+            .run(async move { inner.resize(arguments).await })
+            .await
+    }
+}
+
+/// The longest a node may become, in bytes, as in QEMU.
+const MAX_LENGTH: u64 = (1 << 63) - (1 << 30);
+
+/// Refuses what would pull the ground from under an overlay.
+fn check_not_backing(node: &Node) -> Result<(), QmpError> {
+    let parents = node.parents();
+    let backing = parents
+        .iter()
+        .find(|edge| edge.role() == ChildRole::Backing);
+    match backing.map(|edge| edge.parent()) {
+        Some(ParentName::Node(parent)) => Err(QmpError::generic(format!(
+            "Node '{}' is busy: node is used as backing hd of '{parent}'",
+            node.name()
+        ))),
+        _ => Ok(()),
     }
 }
 
@@ -168,6 +192,9 @@ impl BlockdevCommands<Caller> for Handlers {
     ) -> Result<(), QmpError> {
         let inner = Arc::clone(&self.inner);
         let name = arguments.node_name;
-        self.inner.sequence.run(async move { inner.remove_node(&name).await }).await
+        self.inner
+            .sequence
+            .run(async move { inner.remove_node(&name).await })
+            .await
     }
 }

@@ -3,10 +3,12 @@
 //! Opening runs on the data side, since formats read their metadata there. Whatever was made on
 //! the way is taken back when a later part fails.
 
+use std::any::Any;
 use std::cell::RefCell;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use api::{
     BlockdevDetectZeroesOptions, BlockdevDiscardOptions, BlockdevDriver, BlockdevOptions,
@@ -75,7 +77,10 @@ pub(crate) async fn open_node(
     inner: Arc<Inner>,
     options: BlockdevOptions,
 ) -> Result<Arc<Node>, QmpError> {
-    let opener = Opener { inner, made: RefCell::default() };
+    let opener = Opener {
+        inner,
+        made: RefCell::default(),
+    };
     match opener.open(options, Inherited::TOP).await {
         Ok(node) => Ok(node),
         Err(error) => {
@@ -124,16 +129,21 @@ impl Opener {
                 )));
             }
             let graph = &self.inner.graph;
+            let place = graph.reserve_place();
             let name = match &options.node_name {
                 Some(name) => {
-                    graph.check_new_name(name).map_err(|error| graph_words(&error))?;
+                    graph
+                        .check_new_name(name)
+                        .map_err(|error| graph_words(&error))?;
                     name.clone()
                 }
                 None => graph.auto_name(),
             };
             let settings = Settings::of(&options, inherited)?;
             let in_flight = Arc::<InFlight>::default();
-            let driver = self.open_driver(&name, options, &settings, &in_flight).await?;
+            let driver = self
+                .open_driver(&name, options, &settings, &in_flight)
+                .await?;
             let node = Node::new(
                 name,
                 driver,
@@ -141,10 +151,18 @@ impl Opener {
                 settings.read_only,
                 in_flight,
             );
-            graph.insert(Arc::clone(&node)).map_err(|error| graph_words(&error))?;
+            graph
+                .insert(place, Arc::clone(&node))
+                .map_err(|error| graph_words(&error))?;
             self.made.borrow_mut().nodes.push(Arc::clone(&node));
+            if let Some(interval) = settings.clean_interval {
+                host_io::spawn_local(clean_caches(Arc::downgrade(&node), interval)).detach();
+            }
             if !node.is_read_only() {
-                node.driver().activate().await.map_err(|error| words(&error))?;
+                node.driver()
+                    .activate()
+                    .await
+                    .map_err(|error| words(&error))?;
             }
             Ok(node)
         })
@@ -162,7 +180,8 @@ impl Opener {
                 self.open_file(HostProtocol::File, *file, settings).await
             }
             BlockdevOptionsBranch::HostDevice(file) => {
-                self.open_file(HostProtocol::HostDevice, *file, settings).await
+                self.open_file(HostProtocol::HostDevice, *file, settings)
+                    .await
             }
             BlockdevOptionsBranch::NullCo(null) => open_null("null-co", &null),
             BlockdevOptionsBranch::NullAio(null) => open_null("null-aio", &null),
@@ -217,19 +236,22 @@ impl Opener {
     ) -> Result<Box<dyn Driver>, QmpError> {
         let asked = Permissions::NONE;
         let file = self
-            .open_child(name, "file", ChildRole::Image, options.file, settings.below(), asked)
+            .open_child(
+                name,
+                "file",
+                ChildRole::Image,
+                options.file,
+                settings.below(),
+                asked,
+            )
             .await?;
-        let size = |value: Option<i64>, what: &str| match value {
-            None => Ok(None),
-            Some(value) => u64::try_from(value).map(Some).map_err(|_| {
-                QmpError::generic(format!("Parameter '{what}' expects a non-negative number"))
-            }),
-        };
         let window = RawOptions {
-            offset: size(options.offset, "offset")?.unwrap_or(0),
-            size: size(options.size, "size")?,
+            offset: non_negative(options.offset, "offset")?.unwrap_or(0),
+            size: non_negative(options.size, "size")?,
         };
-        Ok(Box::new(RawDriver::new(file, window).map_err(|error| words(&error))?))
+        Ok(Box::new(
+            RawDriver::new(file, window).map_err(|error| words(&error))?,
+        ))
     }
 
     async fn open_qcow2(
@@ -239,23 +261,34 @@ impl Opener {
         settings: &Settings,
         in_flight: &Arc<InFlight>,
     ) -> Result<Box<dyn Driver>, QmpError> {
-        let open = open_options(&options, settings.read_only, settings.node_options.discard_unmap)?;
+        let open = open_options(
+            &options,
+            settings.read_only,
+            settings.node_options.discard_unmap,
+        )?;
         let storage = settings.shared(Permissions::NONE.of_image_storage(!settings.read_only));
         let below = settings.below();
         let file = self
             .open_child(name, "file", ChildRole::Image, options.file, below, storage)
             .await?;
-        let header = ImageHeader::read(&file).await.map_err(|error| words(&error))?;
+        let header = ImageHeader::read(&file)
+            .await
+            .map_err(|error| words(&error))?;
         let own_name = file.node().driver().filename();
-        let data_file =
-            self.open_data_file(name, options.data_file, &header, &own_name, settings).await?;
+        let data_file = self
+            .open_data_file(name, options.data_file, &header, &own_name, settings)
+            .await?;
         let backing = self
             .open_backing(name, options.backing, &header, &own_name, settings)
             .await
             .map_err(|error| {
                 QmpError::generic(format!("Could not open backing file: {}", error.desc))
             })?;
-        let children = Children { file, data_file, backing };
+        let children = Children {
+            file,
+            data_file,
+            backing,
+        };
         let events = Arc::clone(&self.inner.block_events);
         let opened = Qcow2::open(header, children, open, name, Arc::clone(in_flight), events).await;
         Ok(Box::new(opened.map_err(|error| words(&error))?))
@@ -271,9 +304,9 @@ impl Opener {
     ) -> Result<Option<Arc<Edge>>, QmpError> {
         if !header.needs_data_file() {
             return match given {
-                Some(_) => {
-                    Err(QmpError::generic("'data-file' can only be set for images with an external data file"))
-                }
+                Some(_) => Err(QmpError::generic(
+                    "'data-file' can only be set for images with an external data file",
+                )),
                 None => Ok(None),
             };
         }
@@ -289,7 +322,9 @@ impl Opener {
         };
         let asked = settings.shared(Permissions::NONE.of_image_storage(!settings.read_only));
         let below = settings.below();
-        self.open_child(name, "data-file", ChildRole::Data, reference, below, asked).await.map(Some)
+        self.open_child(name, "data-file", ChildRole::Data, reference, below, asked)
+            .await
+            .map(Some)
     }
 
     async fn open_backing(
@@ -306,8 +341,12 @@ impl Opener {
             Some(BlockdevRefOrNull::Reference(node)) => BlockdevRef::Reference(node),
             Some(BlockdevRefOrNull::Definition(options)) => BlockdevRef::Definition(options),
             None => {
-                let Some(stored) = header.backing_file() else { return Ok(None) };
-                let options = self.named_image(stored, header.backing_format(), own_name).await?;
+                let Some(stored) = header.backing_file() else {
+                    return Ok(None);
+                };
+                let options = self
+                    .named_image(stored, header.backing_format(), own_name)
+                    .await?;
                 BlockdevRef::Definition(Box::new(options))
             }
         };
@@ -354,7 +393,11 @@ impl Opener {
         let driver = opened.map_err(|error| words(&error))?;
         let start = driver.read(0, host_io::IoBuf::zeroed(4)).await;
         let start = start.map_err(|error| words(&error))?;
-        Ok(if start.starts_with(b"QFI\xfb") { BlockdevDriver::Qcow2 } else { BlockdevDriver::Raw })
+        Ok(if start.starts_with(b"QFI\xfb") {
+            BlockdevDriver::Qcow2
+        } else {
+            BlockdevDriver::Raw
+        })
     }
 
     /// Opens or finds a child and makes the edge to it.
@@ -383,11 +426,20 @@ impl Opener {
     }
 }
 
-fn open_null(name: &'static str, options: &BlockdevOptionsNull) -> Result<Box<dyn Driver>, QmpError> {
-    /// QEMU's size where none is given.
-    const DEFAULT_SIZE: i64 = 1 << 30;
-    let size = u64::try_from(options.size.unwrap_or(DEFAULT_SIZE))
-        .map_err(|_| QmpError::generic("Parameter 'size' expects a non-negative number"))?;
+fn non_negative(value: Option<i64>, name: &str) -> Result<Option<u64>, QmpError> {
+    let Some(value) = value else { return Ok(None) };
+    u64::try_from(value).map(Some).map_err(|_| {
+        QmpError::generic(format!(
+            "Value '{value}' is out of range for parameter '{name}'"
+        ))
+    })
+}
+
+fn open_null(
+    name: &'static str,
+    options: &BlockdevOptionsNull,
+) -> Result<Box<dyn Driver>, QmpError> {
+    let size = non_negative(options.size, "size")?.unwrap_or(NullOptions::DEFAULT_SIZE);
     Ok(Box::new(NullDriver::new(NullOptions {
         name,
         size,
@@ -396,11 +448,42 @@ fn open_null(name: &'static str, options: &BlockdevOptionsNull) -> Result<Box<dy
     })))
 }
 
+/// How often a format's caches are to be cleaned.
+fn clean_interval(options: &BlockdevOptions) -> Result<Option<Duration>, QmpError> {
+    /// QEMU's interval where none is given, in seconds.
+    const DEFAULT_SECONDS: u32 = 600;
+    let BlockdevOptionsBranch::Qcow2(qcow2) = &options.driver else {
+        return Ok(None);
+    };
+    let seconds = match qcow2.cache_clean_interval {
+        None => DEFAULT_SECONDS,
+        Some(seconds) => {
+            u32::try_from(seconds).map_err(|_| QmpError::generic("Cache clean interval too big"))?
+        }
+    };
+    Ok((seconds > 0).then(|| Duration::from_secs(seconds.into())))
+}
+
+/// Drops what a node's caches have not used for an interval, as long as the node lives.
+async fn clean_caches(node: Weak<Node>, interval: Duration) {
+    loop {
+        host_io::sleep(interval).await;
+        let Some(node) = node.upgrade() else { return };
+        let driver: &dyn Any = node.driver();
+        match driver.downcast_ref::<Qcow2>() {
+            Some(image) => image.clean_caches(),
+            None => return,
+        }
+    }
+}
+
 /// The options that all drivers share, with what the parents hand down worked in.
 pub(crate) struct Settings {
     read_only: bool,
     auto_read_only: bool,
     node_options: NodeOptions,
+    /// How often unused cache entries are dropped.
+    clean_interval: Option<Duration>,
     depth: usize,
 }
 
@@ -430,8 +513,12 @@ impl Settings {
             ));
         }
         let node_options = NodeOptions {
-            cache_direct: cache.and_then(|cache| cache.direct).unwrap_or(inherited.direct),
-            cache_no_flush: cache.and_then(|cache| cache.no_flush).unwrap_or(inherited.no_flush),
+            cache_direct: cache
+                .and_then(|cache| cache.direct)
+                .unwrap_or(inherited.direct),
+            cache_no_flush: cache
+                .and_then(|cache| cache.no_flush)
+                .unwrap_or(inherited.no_flush),
             detect_zeroes,
             force_share,
             discard_unmap,
@@ -441,6 +528,7 @@ impl Settings {
             read_only,
             auto_read_only: options.auto_read_only.unwrap_or(inherited.auto_read_only),
             node_options,
+            clean_interval: clean_interval(options)?,
             depth: inherited.depth,
         })
     }

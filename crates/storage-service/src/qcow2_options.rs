@@ -30,7 +30,7 @@ pub(crate) fn open_options(
         refcount_cache_size: size(options.refcount_cache_size, "refcount-cache-size")?,
         pass_discard_request: options.pass_discard_request.unwrap_or(discard_unmap),
         pass_discard_snapshot: options.pass_discard_snapshot.unwrap_or(true),
-        pass_discard_other: options.pass_discard_other.unwrap_or(false),
+        pass_discard_other: false,
         discard_no_unref: options.discard_no_unref.unwrap_or(false),
         overlap_checks: overlap_checks(options.overlap_check.as_ref()),
     })

@@ -10,9 +10,7 @@ use api::{
     QmpError, QueryBlockstatsArgs, QueryNamedBlockNodesArgs, XDbgBlockGraph, XDbgBlockGraphEdge,
     XDbgBlockGraphNode, XDbgBlockGraphNodeType,
 };
-use block_graph::{
-    BlockBackend, DetectZeroes, DriverInfo, Edge, Node, OperationStats, Permission,
-};
+use block_graph::{BlockBackend, DetectZeroes, DriverInfo, Edge, Node, OperationStats, Permission};
 use monitor::Caller;
 
 use crate::service::Handlers;
@@ -26,6 +24,15 @@ fn backing_name(node: &Node, info: &DriverInfo) -> Option<String> {
     info.backing_file.as_ref()?;
     let below = node.driver().backing_edge()?.node_arc();
     Some(below.driver().filename())
+}
+
+/// Lengths are told in whole sectors, as QEMU does.
+const SECTOR: u64 = 512;
+
+/// The bytes that the host has allocated for a node: its own word, or its storage's.
+fn allocated(node: &Node) -> Option<u64> {
+    let own = node.driver().info().allocated_bytes;
+    own.or_else(|| allocated(&node.driver().storage_edge()?.node()))
 }
 
 fn image_info(node: &Node, with_backing: bool) -> ImageInfo {
@@ -45,8 +52,8 @@ fn image_info(node: &Node, with_backing: bool) -> ImageInfo {
         filename: node.driver().filename(),
         format: node.driver().name().to_owned(),
         dirty_flag: info.dirty,
-        actual_size: info.allocated_bytes.map(signed),
-        virtual_size: signed(node.length()),
+        actual_size: allocated(node).map(signed),
+        virtual_size: signed(node.length().div_ceil(SECTOR).saturating_mul(SECTOR)),
         cluster_size: info.cluster_size.map(signed),
         encrypted: info.encrypted.then_some(true),
         compressed: None,
@@ -118,15 +125,18 @@ fn device_info(node: &Node, flat: bool) -> BlockDeviceInfo {
 
 fn node_stats(node: &Node, backends: &[Arc<BlockBackend>]) -> BlockStats {
     let child = node.driver().storage_edge().map(Edge::node_arc);
-    let backing = node.driver().backing_edge().map(Edge::node_arc);
     BlockStats {
         device: None,
         qdev: None,
         node_name: Some(node.name().to_owned()),
         stats: device_stats(node, backends),
-        driver_specific: None,
+        driver_specific: node
+            .driver()
+            .info()
+            .statistics
+            .and_then(|own| api::from_json(own).ok()),
         parent: child.map(|child| Box::new(node_stats(&child, backends))),
-        backing: backing.map(|backing| Box::new(node_stats(&backing, backends))),
+        backing: None,
     }
 }
 
@@ -142,10 +152,18 @@ struct Sum {
 impl Sum {
     fn over<'a>(all: impl Iterator<Item = &'a OperationStats>) -> Self {
         all.fold(Self::default(), |sum, stats| Self {
-            completed: sum.completed.saturating_add(stats.completed.load(Ordering::Relaxed)),
-            bytes: sum.bytes.saturating_add(stats.bytes.load(Ordering::Relaxed)),
-            failed: sum.failed.saturating_add(stats.failed.load(Ordering::Relaxed)),
-            invalid: sum.invalid.saturating_add(stats.invalid.load(Ordering::Relaxed)),
+            completed: sum
+                .completed
+                .saturating_add(stats.completed.load(Ordering::Relaxed)),
+            bytes: sum
+                .bytes
+                .saturating_add(stats.bytes.load(Ordering::Relaxed)),
+            failed: sum
+                .failed
+                .saturating_add(stats.failed.load(Ordering::Relaxed)),
+            invalid: sum
+                .invalid
+                .saturating_add(stats.invalid.load(Ordering::Relaxed)),
         })
     }
 }
@@ -210,12 +228,18 @@ fn permissions(set: Permission) -> Vec<BlockPermission> {
         (Permission::WRITE, BlockPermission::Write),
         (Permission::CONSISTENT_READ, BlockPermission::ConsistentRead),
     ];
-    all.into_iter().filter(|(one, _)| set.contains(*one)).map(|(_, name)| name).collect()
+    all.into_iter()
+        .filter(|(one, _)| set.contains(*one))
+        .map(|(_, name)| name)
+        .collect()
 }
 
 /// Nodes and backends with numbers of their own, and the edges between them.
 fn block_graph(nodes: &[Arc<Node>], backends: &[Arc<BlockBackend>]) -> XDbgBlockGraph {
-    let mut graph = XDbgBlockGraph { nodes: Vec::new(), edges: Vec::new() };
+    let mut graph = XDbgBlockGraph {
+        nodes: Vec::new(),
+        edges: Vec::new(),
+    };
     let mut ids = HashMap::new();
     let mut next_id = 1;
     for node in nodes {
@@ -239,9 +263,13 @@ fn block_graph(nodes: &[Arc<Node>], backends: &[Arc<BlockBackend>]) -> XDbgBlock
         })
     };
     for node in nodes {
-        let Some(parent) = ids.get(node.name()) else { continue };
+        let Some(parent) = ids.get(node.name()) else {
+            continue;
+        };
         let children = node.driver().children();
-        graph.edges.extend(children.iter().filter_map(|edge| edge_of(edge, *parent)));
+        graph
+            .edges
+            .extend(children.iter().filter_map(|edge| edge_of(edge, *parent)));
     }
     for backend in backends {
         graph.nodes.push(XDbgBlockGraphNode {
@@ -267,7 +295,13 @@ impl BlockCoreCommands<Caller> for Handlers {
         arguments: QueryNamedBlockNodesArgs,
     ) -> Result<Vec<BlockDeviceInfo>, QmpError> {
         let flat = arguments.flat == Some(true);
-        Ok(self.inner.graph.nodes().iter().map(|node| device_info(node, flat)).collect())
+        Ok(self
+            .inner
+            .graph
+            .nodes()
+            .iter()
+            .map(|node| device_info(node, flat))
+            .collect())
     }
 
     async fn query_blockstats(
@@ -279,14 +313,23 @@ impl BlockCoreCommands<Caller> for Handlers {
             return Ok(Vec::new());
         }
         let backends = self.inner.graph.backends();
-        Ok(self.inner.graph.nodes().iter().map(|node| node_stats(node, &backends)).collect())
+        Ok(self
+            .inner
+            .graph
+            .nodes()
+            .iter()
+            .map(|node| node_stats(node, &backends))
+            .collect())
     }
 
     async fn x_debug_query_block_graph(
         &self,
         _caller: Arc<Caller>,
     ) -> Result<XDbgBlockGraph, QmpError> {
-        Ok(block_graph(&self.inner.graph.nodes(), &self.inner.graph.backends()))
+        Ok(block_graph(
+            &self.inner.graph.nodes(),
+            &self.inner.graph.backends(),
+        ))
     }
 
     async fn block_resize(

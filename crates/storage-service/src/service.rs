@@ -19,6 +19,7 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
+use crate::chardev_objects::{self, ChardevObjects};
 use crate::sequence::Sequence;
 
 /// What all handlers share.
@@ -30,13 +31,11 @@ pub(crate) struct Inner {
     pub(crate) data_side: ExecutorHandle,
     pub(crate) files: Arc<dyn FileOpener>,
     pub(crate) block_events: Arc<dyn BlockEvents>,
-    pub(crate) events: Arc<dyn EventSink>,
     pub(crate) jobs: Arc<JobRegistry>,
     pub(crate) objects: Arc<ObjectTree>,
     pub(crate) chardevs: Arc<ChardevRegistry>,
     pub(crate) surroundings: Arc<Surroundings>,
     pub(crate) exports: crate::exports::Exports,
-    pub(crate) runtime: Handle,
 }
 
 /// Opens host files, and `/dev/fdset/N` from the sets of passed descriptors.
@@ -61,15 +60,16 @@ struct BlockEventBridge {
 impl BlockEvents for BlockEventBridge {
     fn image_corrupted(&self, event: ImageCorrupted) {
         let number = |value: Option<u64>| value.and_then(|value| i64::try_from(value).ok());
-        self.events.emit(Event::BlockImageCorrupted(BlockImageCorruptedEvent {
-            // Nodes of a daemon without a machine have no device.
-            device: String::new(),
-            node_name: Some(event.node_name),
-            msg: event.message,
-            offset: number(event.offset),
-            size: number(event.size),
-            fatal: event.fatal,
-        }));
+        self.events
+            .emit(Event::BlockImageCorrupted(BlockImageCorruptedEvent {
+                // Nodes of a daemon without a machine have no device.
+                device: String::new(),
+                node_name: Some(event.node_name),
+                msg: event.message,
+                offset: number(event.offset),
+                size: number(event.size),
+                fatal: event.fatal,
+            }));
     }
 }
 
@@ -92,22 +92,36 @@ impl StorageService {
         let events: Arc<dyn EventSink> = Arc::clone(&bus) as Arc<dyn EventSink>;
         let data_side = Executor::start("data", Engine::Uring)?;
         let fd_sets = Arc::<FdSets>::default();
+        let mut object_types = standard_types();
+        chardev_objects::register(&mut object_types);
         let inner = Arc::new(Inner {
             graph: Arc::default(),
             owned: Mutex::default(),
             sequence: Sequence::start(&runtime),
             data_side: data_side.handle(),
-            files: Arc::new(FdsetOpener { sets: Arc::clone(&fd_sets) }),
-            block_events: Arc::new(BlockEventBridge { events: Arc::clone(&events) }),
+            files: Arc::new(FdsetOpener {
+                sets: Arc::clone(&fd_sets),
+            }),
+            block_events: Arc::new(BlockEventBridge {
+                events: Arc::clone(&events),
+            }),
             jobs: JobRegistry::new(Arc::clone(&events)),
-            objects: Arc::new(ObjectTree::new(standard_types())),
+            objects: Arc::new(ObjectTree::new(object_types)),
             chardevs: Arc::default(),
             surroundings: Arc::new(Surroundings::new(runtime.clone())),
-            exports: crate::exports::Exports::new(Arc::clone(&events)),
-            events,
-            runtime,
+            exports: crate::exports::Exports::new(events),
         });
-        Ok(Self { inner, fd_sets, bus, _data_side: data_side })
+        let chardevs = ChardevObjects {
+            registry: Arc::clone(&inner.chardevs),
+        };
+        let mounted = inner.objects.mount("/chardevs", Arc::new(chardevs));
+        mounted.map_err(|error| io::Error::other(error.to_string()))?;
+        Ok(Self {
+            inner,
+            fd_sets,
+            bus,
+            _data_side: data_side,
+        })
     }
 
     /// The table of all commands; `quit` is rung when a client asks the program to end.
@@ -117,14 +131,19 @@ impl StorageService {
         api::register_control(&mut table, Arc::clone(&control));
         api::register_introspect(&mut table, control);
         api::register_fdset(&mut table, FdHandlers::new(Arc::clone(&self.fd_sets)));
-        let handlers = Arc::new(Handlers { inner: Arc::clone(&self.inner) });
+        let handlers = Arc::new(Handlers {
+            inner: Arc::clone(&self.inner),
+        });
         api::register_block_core(&mut table, Arc::clone(&handlers));
         api::register_blockdev(&mut table, Arc::clone(&handlers));
         api::register_block_create(&mut table, Arc::clone(&handlers));
         api::register_block_export(&mut table, Arc::clone(&handlers));
         api::register_job(&mut table, Arc::clone(&handlers));
         api::register_char(&mut table, handlers);
-        api::register_qom(&mut table, ObjectHandlers::new(Arc::clone(&self.inner.objects)));
+        api::register_qom(
+            &mut table,
+            ObjectHandlers::new(Arc::clone(&self.inner.objects)),
+        );
         table
     }
 
@@ -200,14 +219,19 @@ impl StorageService {
     pub async fn add_chardev(&self, arguments: api::ChardevAddArgs) -> Result<(), QmpError> {
         let id = arguments.id;
         let prefix = format!("Failed to add chardev '{id}': ");
-        let added = self.inner.add_chardev(Caller::program(), &id, arguments.backend).await;
-        added.map(drop).map_err(|error| match error.desc.strip_prefix(&prefix) {
-            Some(rest) => QmpError::generic(rest),
-            None if error.desc.ends_with("already exists") => QmpError::generic(format!(
-                "attempt to add duplicate property '{id}' to object (type 'container')"
-            )),
-            None => error,
-        })
+        let added = self
+            .inner
+            .add_chardev(Caller::program(), &id, arguments.backend)
+            .await;
+        added
+            .map(drop)
+            .map_err(|error| match error.desc.strip_prefix(&prefix) {
+                Some(rest) => QmpError::generic(rest),
+                None if error.desc.ends_with("already exists") => QmpError::generic(format!(
+                    "attempt to add duplicate property '{id}' to object (type 'container')"
+                )),
+                None => error,
+            })
     }
 
     /// Starts the NBD server.

@@ -10,6 +10,7 @@
 
 use std::fs::OpenOptions;
 use std::io::{Read, Write};
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -87,7 +88,8 @@ impl Rig {
         };
         let counter = Arc::<InFlight>::default();
         let node = Node::new(name.to_owned(), driver, options, read_only, counter);
-        self.graph.insert(Arc::clone(&node)).unwrap();
+        let place = self.graph.reserve_place();
+        self.graph.insert(place, Arc::clone(&node)).unwrap();
         node
     }
 
@@ -235,13 +237,13 @@ pub fn tool_ok(package: &str, program: &str, arguments: &[&str]) -> String {
 
 /// Writes a file of pseudo-random bytes with holes; the same for the same seed.
 pub fn write_pattern(path: &Path, size: usize, seed: u64) {
-    let mut bytes = pattern(size, seed);
-    for (index, block) in bytes.chunks_mut(64 << 10).enumerate() {
-        if index % 3 == 1 {
-            block.fill(0);
+    let file = std::fs::File::create(path).unwrap();
+    file.set_len(size as u64).unwrap();
+    for (index, block) in pattern(size, seed).chunks(64 << 10).enumerate() {
+        if index % 3 != 1 {
+            file.write_all_at(block, (index as u64) << 16).unwrap();
         }
     }
-    std::fs::write(path, bytes).unwrap();
 }
 
 /// Pseudo-random bytes.
@@ -345,17 +347,41 @@ impl Client {
         length: u64,
         payload: &[u8],
     ) -> u64 {
+        let (cookie, mut bytes) = self.encode(command, flags, offset, length);
+        bytes.extend_from_slice(payload);
+        self.stream.write_all(&bytes).unwrap();
+        cookie
+    }
+
+    /// Sends reads of `length` bytes all at once; their cookies count up from the one given.
+    pub fn send_reads(&mut self, offsets: &[u64], length: u64) -> u64 {
+        let mut bytes = Vec::new();
+        let mut first = None;
+        for offset in offsets {
+            let (cookie, header) = self.encode(NbdCommand::Read, NONE, *offset, length);
+            first.get_or_insert(cookie);
+            bytes.extend_from_slice(&header);
+        }
+        self.stream.write_all(&bytes).unwrap();
+        first.unwrap()
+    }
+
+    fn encode(
+        &mut self,
+        command: NbdCommand,
+        flags: CommandFlags,
+        offset: u64,
+        length: u64,
+    ) -> (u64, Vec<u8>) {
         let cookie = self.next_cookie;
         self.next_cookie += 1;
         let format = self.ready.negotiated.request_format();
         let request = Request::new(format, command, flags, cookie, offset, length).unwrap();
-        let mut bytes = match format {
+        let bytes = match format {
             RequestFormat::Compact => request.encode_compact().to_vec(),
             RequestFormat::Extended => request.encode_extended().to_vec(),
         };
-        bytes.extend_from_slice(payload);
-        self.stream.write_all(&bytes).unwrap();
-        cookie
+        (cookie, bytes)
     }
 
     /// Reads one chunk; gives its cookie, adds it to `reply`, and says whether it was the last.

@@ -5,6 +5,7 @@ mod chardev_option;
 pub(crate) mod options;
 
 use std::ffi::OsString;
+use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -30,7 +31,10 @@ pub(crate) fn main(program: &str, arguments: Vec<OsString>) -> ExitCode {
             return ExitCode::SUCCESS;
         }
         Err(complaint) => {
-            eprintln!("{program}: {complaint}\nTry '{program} --help' for what there is.");
+            eprintln!("{program}: {complaint}");
+            if std::io::stderr().is_terminal() {
+                eprintln!("Try '{program} --help' for what there is.");
+            }
             return ExitCode::FAILURE;
         }
     };
@@ -47,8 +51,27 @@ pub(crate) fn main(program: &str, arguments: Vec<OsString>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(complaint) => {
             eprintln!("{program}: {complaint}");
+            if let Some(hint) = hint(&complaint) {
+                eprintln!("{hint}");
+            }
             ExitCode::FAILURE
         }
+    }
+}
+
+/// More about a complaint, where its words leave a person wondering.
+fn hint(complaint: &str) -> Option<&'static str> {
+    if complaint.ends_with("expects an identifier") {
+        Some("Identifiers consist of letters, digits, '-', '.', '_', starting with a letter.")
+    } else if complaint.ends_with("expects a non-negative number below 2^64") {
+        Some(
+            "Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\n\
+             and exabytes, respectively.",
+        )
+    } else if complaint.ends_with("lock") && complaint.contains("Failed to get ") {
+        Some("Is another process using the image?")
+    } else {
+        None
     }
 }
 

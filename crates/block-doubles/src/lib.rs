@@ -1,0 +1,19 @@
+//! Storage for tests of what stands upon it.
+//!
+//! [`Storage`] is a block driver over memory. It can record every write, zeroing, resize and
+//! flush in a [`Log`]; from that, [`Log::crash_at`] makes what a disk could hold after a power
+//! failure at any point: everything flushed, and any part, in sectors and in any order, of what
+//! was not. It can fail the n-th change, and give way to other tasks before each operation.
+//!
+//! For tests only: it panics on its own misuse.
+
+#![expect(
+    clippy::indexing_slicing,
+    reason = "a double for tests may panic on its own misuse"
+)]
+
+mod log;
+mod storage;
+
+pub use log::{Change, Log, Rng, SECTOR, Survivors};
+pub use storage::{Faults, MAX_CONTENT, Storage};
