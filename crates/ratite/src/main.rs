@@ -1,6 +1,7 @@
 //! `ratite`: one program, with personalities that it takes on by its first argument or by the
 //! name it is called by.
 
+mod manual;
 mod newcomer;
 mod qapi_command;
 mod qmp_shell;
@@ -23,6 +24,8 @@ usage: ratite [COMMAND] [OPTION...]
   storage-daemon    serve block nodes, jobs and exports under QMP (qemu-storage-daemon)
   qmp               talk QMP with a server: a shell, or one command (qmp-shell)
   qapi              check, introspect, document QAPI schemas, or generate Rust from them
+  man FOLDER        write the manual pages there
+  completions SHELL print the completions for bash, elvish, fish, powershell or zsh
   help              this text
 
   ratite COMMAND --help tells more about each.
@@ -58,6 +61,8 @@ fn run(personality: &str, program: &str, arguments: Vec<OsString>) -> ExitCode {
         "storage-daemon" => storage_daemon::main(program, arguments),
         "qmp" => qmp_shell::main(program, arguments),
         "qapi" => qapi_command::main(arguments),
+        "man" => manual::write_pages(&arguments),
+        "completions" => manual::print_completions(&arguments),
         "help" | "--help" | "-h" => {
             print!("{HELP}");
             ExitCode::SUCCESS

@@ -31,6 +31,7 @@ pub(crate) fn open_options(
         pass_discard_request: options.pass_discard_request.unwrap_or(discard_unmap),
         pass_discard_snapshot: options.pass_discard_snapshot.unwrap_or(true),
         pass_discard_other: false,
+        for_check: false,
         discard_no_unref: options.discard_no_unref.unwrap_or(false),
         overlap_checks: overlap_checks(options.overlap_check.as_ref()),
     })

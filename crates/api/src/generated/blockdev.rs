@@ -611,9 +611,6 @@ pub struct BlockdevOptionsQcow2 {
     /// discard in `file` what a deleted snapshot
     /// frees (default: true)
     pub pass_discard_snapshot: Option<bool>,
-    /// discard in `file` whatever else becomes free
-    /// (default: false)
-    pub pass_discard_other: Option<bool>,
     /// on a discard keep the cluster allocated, so that
     /// the file does not fragment; version 3 only (default: false)
     pub discard_no_unref: Option<bool>,
@@ -647,7 +644,6 @@ impl QapiObject for BlockdevOptionsQcow2 {
             lazy_refcounts: members.optional("lazy-refcounts")?,
             pass_discard_request: members.optional("pass-discard-request")?,
             pass_discard_snapshot: members.optional("pass-discard-snapshot")?,
-            pass_discard_other: members.optional("pass-discard-other")?,
             discard_no_unref: members.optional("discard-no-unref")?,
             overlap_check: members.optional("overlap-check")?,
             cache_size: members.optional("cache-size")?,
@@ -665,7 +661,6 @@ impl QapiObject for BlockdevOptionsQcow2 {
         put_optional(out, "lazy-refcounts", &self.lazy_refcounts);
         put_optional(out, "pass-discard-request", &self.pass_discard_request);
         put_optional(out, "pass-discard-snapshot", &self.pass_discard_snapshot);
-        put_optional(out, "pass-discard-other", &self.pass_discard_other);
         put_optional(out, "discard-no-unref", &self.discard_no_unref);
         put_optional(out, "overlap-check", &self.overlap_check);
         put_optional(out, "cache-size", &self.cache_size);
