@@ -109,9 +109,8 @@ async fn serve(daemon: &Daemon, folder: &Path) -> anyhow::Result<()> {
         let address = Address::Unix(folder.join("qmp.sock"));
         let client = Client::connect(&address, &ConnectOptions::default()).await?;
         let runtime = tokio::runtime::Handle::current();
-        let shell = tokio::task::spawn_blocking(move || {
-            qmp_shell::interactive(&runtime, client, || {})
-        });
+        let shell =
+            tokio::task::spawn_blocking(move || qmp_shell::interactive(&runtime, client, || {}));
         tokio::select! {
             ended = daemon.wait_for_end() => ended?,
             left = shell => drop(left?),

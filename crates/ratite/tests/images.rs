@@ -14,7 +14,7 @@
 
 mod support;
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -207,13 +207,19 @@ fn matrix(strength: usize) -> Vec<Row> {
         // Among images that have the next open meeting, one that has many others as well.
         let able: Vec<&Row> = rows
             .iter()
-            .filter(|row| next.iter().all(|(property, value)| row.0[*property] == *value))
+            .filter(|row| {
+                next.iter()
+                    .all(|(property, value)| row.0[*property] == *value)
+            })
             .collect();
         let best = (0..CANDIDATES)
             .map(|_| *able[usize::try_from(random.below(able.len() as u64)).unwrap()])
             .max_by_key(|row| {
                 let meetings = meetings(*row, strength);
-                meetings.iter().filter(|meeting| open.contains(*meeting)).count()
+                meetings
+                    .iter()
+                    .filter(|meeting| open.contains(*meeting))
+                    .count()
             })
             .expect("candidates");
         for meeting in meetings(best, strength) {
@@ -250,15 +256,18 @@ struct Worker {
 
 impl Worker {
     fn new() -> Self {
-        let daemon =
-            Daemon::start(&["--nbd-server", "addr.type=unix,addr.path={dir}/nbd.sock"]);
+        let daemon = Daemon::start(&["--nbd-server", "addr.type=unix,addr.path={dir}/nbd.sock"]);
         Self { daemon }
     }
 
     fn test(&self, row: Row, seed: u64) {
         let folder = self.daemon.path("image");
         fs::create_dir(&folder).expect("a new folder");
-        let test = Case { row, folder, uri: self.daemon.nbd_uri("disk") };
+        let test = Case {
+            row,
+            folder,
+            uri: self.daemon.nbd_uri("disk"),
+        };
         let said = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             test.run(&mut self.daemon.qmp(), seed);
         }));
@@ -329,21 +338,42 @@ impl Case {
         for level in (1..=depth).rev() {
             // The lowest one is raw or of version 2, and shorter than what stands above it.
             let (name, format, options, size) = match level {
-                3 => ("base.raw".to_owned(), "raw", String::new(), SIZE / 2 / 512 * 512),
-                2 => ("old.qcow2".to_owned(), "qcow2", "compat=0.10".to_owned(), SIZE - 512),
+                3 => (
+                    "base.raw".to_owned(),
+                    "raw",
+                    String::new(),
+                    SIZE / 2 / 512 * 512,
+                ),
+                2 => (
+                    "old.qcow2".to_owned(),
+                    "qcow2",
+                    "compat=0.10".to_owned(),
+                    SIZE - 512,
+                ),
                 _ => {
                     let options = "extended_l2=on,cluster_size=128k".to_owned();
                     ("extended.qcow2".to_owned(), "qcow2", options, SIZE)
                 }
             };
             self.make_image(&name, format, &options, size, below.as_ref());
-            qemu_io(format, &self.at(&name), &host_writes(random, size, None, format != "raw"));
+            qemu_io(
+                format,
+                &self.at(&name),
+                &host_writes(random, size, None, format != "raw"),
+            );
             below = Some((name, format));
         }
         let options = self.row.options(&self.folder);
         self.make_image("top.qcow2", "qcow2", &options, SIZE, below.as_ref());
-        let compressed = (self.row.data_file() == DataFile::Within).then(|| self.row.cluster_bytes());
-        qemu_io("qcow2", &self.at("top.qcow2"), &host_writes(random, SIZE, compressed, true));
+        // Only clusters that have no place yet can be written compressed.
+        let can_compress =
+            self.row.data_file() == DataFile::Within && self.row.preallocation() == "off";
+        let compressed = can_compress.then(|| self.row.cluster_bytes());
+        qemu_io(
+            "qcow2",
+            &self.at("top.qcow2"),
+            &host_writes(random, SIZE, compressed, true),
+        );
     }
 
     fn make_image(
@@ -378,7 +408,8 @@ impl Case {
     }
 
     fn close(&self, qmp: &mut Qmp) {
-        qmp.ok("block-export-del", &json!({"id": "disk"}));
+        // The client is gone, of which the daemon may hear a little later.
+        qmp.ok("block-export-del", &json!({"id": "disk", "mode": "hard"}));
         qmp.event("BLOCK_EXPORT_DELETED");
         qmp.ok("blockdev-del", &json!({"node-name": "disk"}));
     }
@@ -402,10 +433,14 @@ fn host_writes(
 ) -> Vec<String> {
     let mut commands = Vec::new();
     if let Some(cluster) = compressed {
-        for _ in 0..6 {
-            let start = random.below(size / cluster) * cluster;
+        // Each once: what is written must have no place yet.
+        let clusters: BTreeSet<u64> = (0..6).map(|_| random.below(size / cluster)).collect();
+        for index in clusters {
             let pattern = 1 + random.below(255);
-            commands.push(format!("write -c -P {pattern} {start} {cluster}"));
+            commands.push(format!(
+                "write -c -P {pattern} {} {cluster}",
+                index * cluster
+            ));
         }
         // The last cluster is not a whole one.
         let start = size / cluster * cluster;
@@ -441,7 +476,11 @@ fn guest_writes(random: &mut Random) -> Vec<String> {
             3 => commands.push(format!("write -f -P {pattern} {start} {length}")),
             // Not even whole sectors.
             4 if length > 600 => {
-                commands.push(format!("write -P {pattern} {} {}", start + 77, length - 200));
+                commands.push(format!(
+                    "write -P {pattern} {} {}",
+                    start + 77,
+                    length - 200
+                ));
             }
             _ => commands.push(format!("write -P {pattern} {start} {length}")),
         }
@@ -452,4 +491,3 @@ fn guest_writes(random: &mut Random) -> Vec<String> {
     commands.push("flush".to_owned());
     commands
 }
-

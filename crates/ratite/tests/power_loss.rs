@@ -269,10 +269,6 @@ impl<'a> Disk<'a> {
         std::thread::sleep(Duration::from_millis(delay_ms));
         let said = daemon.stderr();
         let folder = daemon.kill();
-        // What was left behind by the dead stands in the way of the next.
-        for socket in ["nbd.sock", "qmp.sock"] {
-            let _ = std::fs::remove_file(folder.path().join(socket));
-        }
         let summary = load.finish();
         eprintln!("{} after {delay_ms} ms: {summary}", self.variant.name);
         assert!(said.is_empty(), "the daemon said {said}");

@@ -28,9 +28,16 @@ fn qemu_qmp_uses_every_command_and_sees_events_in_order() {
     let mut daemon = Daemon::start_in(folder, &[]);
     let script = tools::script("every_command.py");
     let socket = daemon.path("qmp.sock");
-    run(tools::python_with_qmp().arg(script).arg(socket).arg(daemon.folder()));
+    run(tools::python_with_qmp()
+        .arg(script)
+        .arg(socket)
+        .arg(daemon.folder()));
     let status = daemon.wait();
-    assert!(status.success() && daemon.stderr().is_empty(), "{status}: {}", daemon.stderr());
+    assert!(
+        status.success() && daemon.stderr().is_empty(),
+        "{status}: {}",
+        daemon.stderr()
+    );
 }
 
 /// Clients of the first years: no `enable`, everything in one write without line ends, replies
@@ -62,7 +69,10 @@ fn an_older_client_says_everything_at_once() {
     assert!(lines[0]["QMP"]["version"]["qemu"]["major"].is_u64());
     assert_eq!(lines[1], json!({"return": {}}));
     let events = lines[2]["return"].as_array().expect("events");
-    assert!(events.contains(&json!({"name": "BLOCK_EXPORT_DELETED"})), "{events:?}");
+    assert!(
+        events.contains(&json!({"name": "BLOCK_EXPORT_DELETED"})),
+        "{events:?}"
+    );
     let commands = lines[3]["return"].as_array().expect("commands");
     assert!(commands.contains(&json!({"name": "quit"})), "{commands:?}");
     assert_eq!(lines[4]["id"], "last");
@@ -88,7 +98,10 @@ fn two_clients_at_once_on_one_socket() {
         "nbd-server-start",
         &json!({"addr": {"type": "unix", "data": {"path": daemon.path("nbd.sock")}}}),
     );
-    other.ok("block-export-add", &json!({"type": "nbd", "id": "e", "node-name": "n"}));
+    other.ok(
+        "block-export-add",
+        &json!({"type": "nbd", "id": "e", "node-name": "n"}),
+    );
     assert_eq!(one.ok("query-block-exports", &json!({}))[0]["id"], "e");
     one.ok("block-export-del", &json!({"id": "e"}));
     for client in [&mut one, &mut other] {
@@ -99,7 +112,10 @@ fn two_clients_at_once_on_one_socket() {
     one.send(b"{\"execute\":\"query-version\",\"id\":7}");
     other.send(b"{\"execute\":\"query-block\",\"id\":7}");
     assert!(one.read(PATIENCE).unwrap()["return"]["qemu"].is_object());
-    assert_eq!(other.read(PATIENCE).unwrap(), json!({"return": [], "id": 7}));
+    assert_eq!(
+        other.read(PATIENCE).unwrap(),
+        json!({"return": [], "id": 7})
+    );
     drop(other);
     one.ok("query-version", &json!({}));
     daemon.quit();
@@ -110,8 +126,10 @@ fn many_clients_and_a_deaf_one() {
     let daemon = Daemon::start(&[]);
     // It asks for more than fits into its socket, and never reads.
     let mut deaf = UnixStream::connect(daemon.path("qmp.sock")).unwrap();
-    deaf.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
-    deaf.write_all(b"{\"execute\":\"qmp_capabilities\"}").unwrap();
+    deaf.set_write_timeout(Some(Duration::from_millis(200)))
+        .unwrap();
+    deaf.write_all(b"{\"execute\":\"qmp_capabilities\"}")
+        .unwrap();
     let request = b"{\"execute\":\"query-qmp-schema\"}".repeat(200);
     // What does not fit any more times out, as it should.
     let _ = deaf.write_all(&request);
@@ -137,13 +155,21 @@ fn a_slow_command_of_one_client_does_not_delay_another() {
     let mut quick = daemon.qmp();
     // Waits until somebody writes to it.
     let backend = json!({"type": "file", "data": {"in": fifo, "out": "/dev/null"}});
-    let request = json!({"execute": "chardev-add", "id": 1, "arguments": {"id": "c", "backend": backend}});
+    let request =
+        json!({"execute": "chardev-add", "id": 1, "arguments": {"id": "c", "backend": backend}});
     slow.send(request.to_string().as_bytes());
-    assert!(slow.read(Duration::from_millis(300)).is_none(), "opening a fifo waits");
+    assert!(
+        slow.read(Duration::from_millis(300)).is_none(),
+        "opening a fifo waits"
+    );
     let began = Instant::now();
     quick.ok("query-version", &json!({}));
     quick.ok("query-block", &json!({}));
-    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    assert!(
+        began.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        began.elapsed()
+    );
     let writer = std::fs::OpenOptions::new().write(true).open(&fifo).unwrap();
     assert_eq!(slow.read(PATIENCE).expect("the reply")["id"], 1);
     drop(writer);
@@ -170,7 +196,11 @@ fn a_passed_descriptor_becomes_a_node() {
     let daemon = Daemon::start_in(folder, &[]);
     // The file has no name any more when the daemon opens it, and the daemon's folder does not
     // matter: only the descriptor leads there.
-    let file = std::fs::OpenOptions::new().read(true).write(true).open(&image).unwrap();
+    let file = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(&image)
+        .unwrap();
     let kept = daemon.path("kept.qcow2");
     std::fs::rename(&image, &kept).unwrap();
 
@@ -184,7 +214,9 @@ fn a_passed_descriptor_becomes_a_node() {
     drop(file);
     let mut qmp = daemon.qmp();
     support::wait_until("the set is there", || {
-        qmp.ok("query-fdsets", &json!({})).as_array().is_some_and(|sets| !sets.is_empty())
+        qmp.ok("query-fdsets", &json!({}))
+            .as_array()
+            .is_some_and(|sets| !sets.is_empty())
     });
     assert_eq!(qmp.ok("query-fdsets", &json!({}))[0]["fdset-id"], 5);
     qmp.ok(
@@ -200,10 +232,18 @@ fn a_passed_descriptor_becomes_a_node() {
         "block-export-add",
         &json!({"type": "nbd", "id": "e", "node-name": "disk", "writable": true}),
     );
-    qemu_io("raw", &daemon.nbd_uri("disk"), &["read -P 3 0 64k", "write -P 4 1M 64k", "flush"]);
+    qemu_io(
+        "raw",
+        &daemon.nbd_uri("disk"),
+        &["read -P 3 0 64k", "write -P 4 1M 64k", "flush"],
+    );
     qmp.ok("block-export-del", &json!({"id": "e"}));
     qmp.ok("blockdev-del", &json!({"node-name": "disk"}));
-    qemu_io("qcow2", &kept.display().to_string(), &["read -P 3 0 64k", "read -P 4 1M 64k"]);
+    qemu_io(
+        "qcow2",
+        &kept.display().to_string(),
+        &["read -P 3 0 64k", "read -P 4 1M 64k"],
+    );
 
     // An unknown set, and one without a descriptor that may be written to.
     let unknown = qmp.error(
@@ -217,7 +257,9 @@ fn a_passed_descriptor_becomes_a_node() {
         std::fs::File::open(&kept).unwrap(),
     );
     support::wait_until("the second set is there", || {
-        qmp.ok("query-fdsets", &json!({})).as_array().is_some_and(|sets| sets.len() == 2)
+        qmp.ok("query-fdsets", &json!({}))
+            .as_array()
+            .is_some_and(|sets| sets.len() == 2)
     });
     qmp.ok(
         "blockdev-add",
@@ -235,7 +277,10 @@ fn a_passed_descriptor_becomes_a_node() {
 
 #[test]
 fn an_nbd_client_comes_in_through_a_passed_listener() {
-    let daemon = Daemon::start(&["--blockdev", "null-co,node-name=n,size=1M,read-zeroes=on"]);
+    let daemon = Daemon::start(&[
+        "--blockdev",
+        "null-co,node-name=n,size=1048576,read-zeroes=on",
+    ]);
     let path = daemon.path("passed.sock");
     let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
     let raw = UnixStream::connect(daemon.path("qmp.sock")).unwrap();
