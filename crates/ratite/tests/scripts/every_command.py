@@ -111,7 +111,7 @@ CALLS = [
     ("blockdev-create", {"job-id": "job", "options": {"driver": "file", "filename": at("new.raw"), "size": 1 << 20}}, None),
     ("query-jobs", {}, names("id", "job")),
     ("job-pause", {"id": "job"}, Fails("concluded")),
-    ("job-resume", {"id": "job"}, Fails("concluded")),
+    ("job-resume", {"id": "job"}, Fails("not paused")),
     ("job-cancel", {"id": "job"}, Fails("concluded")),
     ("job-complete", {"id": "job"}, Fails("concluded")),
     ("job-finalize", {"id": "job"}, Fails("concluded")),

@@ -204,16 +204,17 @@ fn spawn(folder: &Path, arguments: &[&str]) -> Child {
     let program = storage_daemon_in(folder);
     let dir = folder.display().to_string();
     Command::new(program)
-        .args([
-            "--chardev",
-            &format!("socket,id=qmp0,path={dir}/qmp.sock,server=on,wait=off"),
-        ])
-        .args(["--monitor", "chardev=qmp0"])
         .args(
             arguments
                 .iter()
                 .map(|argument| argument.replace("{dir}", &dir)),
         )
+        // Last, so that all else is set up when the socket is there.
+        .args([
+            "--chardev",
+            &format!("socket,id=qmp0,path={dir}/qmp.sock,server=on,wait=off"),
+        ])
+        .args(["--monitor", "chardev=qmp0"])
         .current_dir(folder)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
