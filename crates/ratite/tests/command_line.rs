@@ -104,7 +104,7 @@ fn the_name_it_is_called_by_chooses_the_personality() {
     let folder = new_folder();
     let program = support::storage_daemon_in(folder.path());
     let output = tools::output(Command::new(&program).arg("--help"));
-    assert_eq!(stdout(&output).contains("--nbd-server"), true);
+    assert!(stdout(&output).contains("--nbd-server"));
     let wrong = tools::output(
         Command::new(&program)
             .arg("--blockdev")
