@@ -2,6 +2,7 @@
 
 mod codegen;
 mod schema_diff;
+mod soak;
 mod test;
 mod tidy;
 
@@ -19,6 +20,7 @@ usage: cargo xtask TASK
                       compare our introspection with a reference;
                       --only-served leaves out what is pending
   tidy                check layers, sizes and names
+  soak [SECONDS]      run each fuzz target for so long (60); needs nightly Rust and cargo-fuzz
 ";
 
 fn main() -> ExitCode {
@@ -31,6 +33,7 @@ fn main() -> ExitCode {
         "codegen" => codegen::run(rest),
         "schema-diff" => schema_diff::run(rest),
         "test" => test::run(),
+        "soak" => soak::run(rest),
         "tidy" => tidy::run(),
         "help" | "--help" | "-h" => {
             print!("{USAGE}");

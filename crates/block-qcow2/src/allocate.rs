@@ -335,7 +335,8 @@ impl Image {
                 let known = meta.refcounts.get(cluster);
                 if let Known::Count(count) = known {
                     let new = count.checked_add_signed(by).filter(|&new| new <= max);
-                    if let Some(new) = new {
+                    // A count that stays is not written: a check may not change the image.
+                    if let Some(new) = new.filter(|&new| new != count) {
                         meta.refcounts.set(cluster, new);
                         let left = meta
                             .compressed_at
