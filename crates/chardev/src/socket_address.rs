@@ -169,12 +169,20 @@ fn listen_unix(unix: &UnixSocketAddress, backlog: i32) -> Result<Listening, QmpE
     let address = SocketAddress {
         r#type: SocketAddressBranch::Unix(Box::new(unix.clone())),
     };
-    let unlink = (!is_abstract).then(|| unix.path.clone());
+    let unlink = (!is_abstract).then(|| lasting_path(&unix.path));
     Ok(Listening {
         fd,
         description: describe(&address),
         unlink,
     })
+}
+
+/// The path, good also when the process has gone to another folder, as a daemon does.
+fn lasting_path(path: &str) -> String {
+    std::path::absolute(path)
+        .ok()
+        .and_then(|absolute| absolute.into_os_string().into_string().ok())
+        .unwrap_or_else(|| path.to_owned())
 }
 
 /// The addresses that a name stands for, of the families that are wanted.

@@ -212,7 +212,7 @@ fn fast_zeroes_are_refused_where_they_are_not_fast() {
 #[test]
 fn clients_see_a_new_length() {
     let rig = Rig::start(NbdServerOptions::default());
-    let node = rig.null_node("disk", MIB, Duration::ZERO);
+    let node = rig.raw_node("disk", MIB);
     let export = rig.export(&node, true);
     let mut client = rig.client("disk", ReplyFormat::Structured);
     assert_eq!(client.read(MIB, 512), Err(ErrorCode::Invalid));

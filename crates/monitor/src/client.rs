@@ -213,10 +213,13 @@ impl Client {
         }
         let bytes = self.input.get(..count).unwrap_or_default();
         self.session.feed(bytes);
+        let mut has_message = false;
         while let Some(incoming) = self.session.next_request() {
+            has_message = true;
             self.take_message(incoming);
         }
-        if self.session.is_between_messages() {
+        // Clients send descriptors with a blank of its own, before the command that claims them.
+        if has_message && self.session.is_between_messages() {
             self.batch = None;
         }
         if self.events.is_none() && self.session.is_negotiated() {

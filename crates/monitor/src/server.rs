@@ -74,18 +74,19 @@ impl MonitorServer {
         };
         let mut closing = self.closing.subscribe();
         self.runtime.spawn(async move {
-            loop {
-                let Some(connections) = claim.connections() else {
-                    return;
-                };
+            while let Some(connections) = claim.connections() {
                 tokio::select! {
                     connection = connections.recv() => match connection {
                         Some(stream) => server.serve_stream(stream, style),
-                        None => return,
+                        // There will be no more, but the chardev stays this monitor's.
+                        None => break,
                     },
                     _ = closing.wait_for(|closing| *closing) => return,
                 }
             }
+            drop(server);
+            // Fails when the server is gone: then that is the end too.
+            let _ = closing.wait_for(|closing| *closing).await;
         });
     }
 

@@ -320,6 +320,22 @@ async fn unclaimed_descriptors_are_closed_with_their_message() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn descriptors_that_come_with_a_blank_belong_to_the_next_message() {
+    let world = world();
+    let file = std::fs::File::open("/dev/null").unwrap();
+    let mut client = TestClient::connect_raw(&world, vec![file.into()], 1 << 16);
+    client.next().await;
+    client.send(" ").await;
+    // Long enough for the blank to be read by itself.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    client
+        .send(r#"{"execute":"qmp_capabilities"}{"execute":"add-fd"}"#)
+        .await;
+    client.next().await;
+    assert_eq!(client.next().await["return"]["fdset-id"], 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn passed_descriptors_make_sets() {
     let world = world();
     let file = std::fs::File::open("/dev/null").unwrap();

@@ -12,8 +12,10 @@ use std::path::Path;
 use std::process::ExitCode;
 
 /// The names people have in their scripts, and the personality each stands for.
-const OTHER_NAMES: &[(&str, &str)] =
-    &[("qemu-storage-daemon", "storage-daemon"), ("qmp-shell", "qmp")];
+const OTHER_NAMES: &[(&str, &str)] = &[
+    ("qemu-storage-daemon", "storage-daemon"),
+    ("qmp-shell", "qmp"),
+];
 
 const HELP: &str = "\
 Ratite: QEMU's machine protocol, and the machine and the disks behind it.

@@ -75,11 +75,20 @@ mod tests {
     fn every_personality_has_its_page() {
         let folder = tempfile::tempdir().unwrap();
         pages(folder.path()).unwrap();
-        for name in ["ratite", "ratite-storage-daemon", "ratite-qmp", "ratite-qapi"] {
+        for name in [
+            "ratite",
+            "ratite-storage-daemon",
+            "ratite-qmp",
+            "ratite-qapi",
+        ] {
             let page = std::fs::read_to_string(folder.path().join(format!("{name}.1"))).unwrap();
             assert!(page.contains(".SH"), "{name}");
         }
         let page = folder.path().join("ratite-storage-daemon.1");
-        assert!(std::fs::read_to_string(page).unwrap().contains("nbd\\-server"));
+        assert!(
+            std::fs::read_to_string(page)
+                .unwrap()
+                .contains("nbd\\-server")
+        );
     }
 }

@@ -14,7 +14,7 @@ use qmp_client::{Address, Client, ConnectOptions};
 
 use crate::qmp_shell;
 use crate::storage_daemon::options::Step;
-use crate::storage_daemon::{Daemon, control_runtime};
+use crate::storage_daemon::{Daemon, EndSignals, control_runtime};
 
 /// Size of the disk that the newcomer gets.
 const DISK_SIZE: u64 = 10 << 30;
@@ -35,8 +35,10 @@ fn run() -> anyhow::Result<()> {
     let daemon = Daemon::new(&runtime)?;
     let served = runtime.block_on(async {
         set_up(&daemon, folder.path()).await?;
+        daemon.serve_monitors();
+        let mut signals = EndSignals::take()?;
         print!("{}", welcome(folder.path()));
-        serve(&daemon, folder.path()).await
+        serve(&daemon, folder.path(), &mut signals).await
     });
     runtime.block_on(daemon.close());
     drop(daemon);
@@ -103,23 +105,22 @@ The folder goes away at the end.
 }
 
 /// Serves until the end: with a terminal, a shell is at hand; without one, the end of input ends it.
-async fn serve(daemon: &Daemon, folder: &Path) -> anyhow::Result<()> {
+async fn serve(daemon: &Daemon, folder: &Path, signals: &mut EndSignals) -> anyhow::Result<()> {
     if io::stdin().is_terminal() && io::stdout().is_terminal() {
         println!("This is the QMP shell; 'help' tells more, Ctrl-D ends it.\n");
         let address = Address::Unix(folder.join("qmp.sock"));
         let client = Client::connect(&address, &ConnectOptions::default()).await?;
         let runtime = tokio::runtime::Handle::current();
-        let shell = tokio::task::spawn_blocking(move || {
-            qmp_shell::interactive(&runtime, client, || {})
-        });
+        let shell =
+            tokio::task::spawn_blocking(move || qmp_shell::interactive(&runtime, client, || {}));
         tokio::select! {
-            ended = daemon.wait_for_end() => ended?,
+            () = daemon.wait_for_end(signals) => {}
             left = shell => drop(left?),
         }
         return Ok(());
     }
     tokio::select! {
-        ended = daemon.wait_for_end() => ended?,
+        () = daemon.wait_for_end(signals) => {}
         ended = end_of_input() => ended?,
     }
     Ok(())

@@ -99,10 +99,7 @@ impl Inner {
             Some(id) => Some(self.objects.tls_server(id)?),
             None => None,
         };
-        let authorizer = match &options.tls_authz {
-            Some(id) => Some(self.late_authorizer(id.clone())),
-            None => None,
-        };
+        let authorizer = options.tls_authz.map(|id| self.late_authorizer(id));
         let address = options.addr;
         let sockets = tokio::task::spawn_blocking(move || listen(&address, &CallerFds(&caller)));
         let (listeners, unlink) = sockets

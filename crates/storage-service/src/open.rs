@@ -4,7 +4,7 @@
 //! the way is taken back when a later part fails.
 
 use std::any::Any;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
@@ -129,7 +129,7 @@ impl Opener {
                 )));
             }
             let graph = &self.inner.graph;
-            let place = graph.reserve_place();
+            let place = Cell::new(graph.reserve_place());
             let name = match &options.node_name {
                 Some(name) => {
                     graph
@@ -142,7 +142,7 @@ impl Opener {
             let settings = Settings::of(&options, inherited)?;
             let in_flight = Arc::<InFlight>::default();
             let driver = self
-                .open_driver(&name, options, &settings, &in_flight)
+                .open_driver(&name, options, &settings, &in_flight, &place)
                 .await?;
             let node = Node::new(
                 name,
@@ -152,7 +152,7 @@ impl Opener {
                 in_flight,
             );
             graph
-                .insert(place, Arc::clone(&node))
+                .insert(place.get(), Arc::clone(&node))
                 .map_err(|error| graph_words(&error))?;
             self.made.borrow_mut().nodes.push(Arc::clone(&node));
             if let Some(interval) = settings.clean_interval {
@@ -174,6 +174,7 @@ impl Opener {
         options: BlockdevOptions,
         settings: &Settings,
         in_flight: &Arc<InFlight>,
+        place: &Cell<u64>,
     ) -> Result<Box<dyn Driver>, QmpError> {
         match options.driver {
             BlockdevOptionsBranch::File(file) => {
@@ -185,11 +186,18 @@ impl Opener {
             }
             BlockdevOptionsBranch::NullCo(null) => open_null("null-co", &null),
             BlockdevOptionsBranch::NullAio(null) => open_null("null-aio", &null),
-            BlockdevOptionsBranch::Raw(raw) => self.open_raw(name, *raw, settings).await,
+            BlockdevOptionsBranch::Raw(raw) => self.open_raw(name, *raw, settings, place).await,
             BlockdevOptionsBranch::Qcow2(qcow2) => {
-                self.open_qcow2(name, *qcow2, settings, in_flight).await
+                self.open_qcow2(name, *qcow2, settings, in_flight, place)
+                    .await
             }
         }
+    }
+
+    /// Makes a node count as newer than its file, which was opened for it, and older than its data
+    /// file and its backing: so QEMU lists them.
+    fn come_after(&self, place: &Cell<u64>) {
+        place.set(self.inner.graph.reserve_place());
     }
 
     async fn open_file(
@@ -233,6 +241,7 @@ impl Opener {
         name: &str,
         options: BlockdevOptionsRaw,
         settings: &Settings,
+        place: &Cell<u64>,
     ) -> Result<Box<dyn Driver>, QmpError> {
         let asked = Permissions::NONE;
         let file = self
@@ -245,6 +254,7 @@ impl Opener {
                 asked,
             )
             .await?;
+        self.come_after(place);
         let window = RawOptions {
             offset: non_negative(options.offset, "offset")?.unwrap_or(0),
             size: non_negative(options.size, "size")?,
@@ -260,6 +270,7 @@ impl Opener {
         options: BlockdevOptionsQcow2,
         settings: &Settings,
         in_flight: &Arc<InFlight>,
+        place: &Cell<u64>,
     ) -> Result<Box<dyn Driver>, QmpError> {
         let open = open_options(
             &options,
@@ -271,6 +282,7 @@ impl Opener {
         let file = self
             .open_child(name, "file", ChildRole::Image, options.file, below, storage)
             .await?;
+        self.come_after(place);
         let header = ImageHeader::read(&file)
             .await
             .map_err(|error| words(&error))?;

@@ -70,8 +70,9 @@ fn device_info(node: &Node, flat: bool) -> BlockDeviceInfo {
     let options = node.options();
     let image = image_info(node, !flat);
     let mut depth = 0;
+    // The depth of the chain that is told: a flat answer tells none.
     let mut below = node.driver().backing_edge().map(Edge::node_arc);
-    while let Some(next) = below {
+    while let Some(next) = below.filter(|_| !flat) {
         depth += 1;
         below = next.driver().backing_edge().map(Edge::node_arc);
     }
@@ -318,6 +319,8 @@ impl BlockCoreCommands<Caller> for Handlers {
             .graph
             .nodes()
             .iter()
+            // Oldest first, unlike the other queries.
+            .rev()
             .map(|node| node_stats(node, &backends))
             .collect())
     }

@@ -22,8 +22,7 @@ use block_drivers::{
     RawOptions,
 };
 use block_graph::{
-    ChildRole, DetectZeroes, Driver, Graph, InFlight, Node, NodeOptions, ParentName, Permission,
-    Permissions,
+    ChildRole, Driver, Graph, InFlight, Node, NodeOptions, ParentName, Permission, Permissions,
 };
 use export::Export;
 use export_nbd::{NbdExport, NbdExportOptions, NbdServer, NbdServerOptions};
@@ -80,11 +79,8 @@ impl Rig {
 
     fn node(&self, name: &str, driver: Box<dyn Driver>, read_only: bool) -> Arc<Node> {
         let options = NodeOptions {
-            cache_direct: false,
-            cache_no_flush: false,
-            detect_zeroes: DetectZeroes::Off,
             discard_unmap: true,
-            given: serde_json::Value::Null,
+            ..NodeOptions::default()
         };
         let counter = Arc::<InFlight>::default();
         let node = Node::new(name.to_owned(), driver, options, read_only, counter);

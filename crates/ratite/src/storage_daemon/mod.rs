@@ -4,6 +4,7 @@ mod background;
 mod chardev_option;
 pub(crate) mod options;
 
+use std::cell::RefCell;
 use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -11,10 +12,11 @@ use std::sync::Arc;
 
 use api::keyval::Options;
 use api::{BlockExportOptions, MonitorMode, MonitorOptions, NbdServerOptions, QmpError};
+use chardev::ChardevClaim;
 use monitor::{MonitorServer, version_info};
 use storage_service::StorageService;
 use tokio::runtime::Runtime;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
 
 use options::{CommandLine, Parsed, Step};
@@ -94,6 +96,9 @@ fn run(line: &CommandLine) -> Result<(), String> {
                 .await
                 .map_err(|error| format!("--{} {}: {}", step.option, step.text, error.desc))?;
         }
+        // Before anybody can know that there is a daemon.
+        let mut signals =
+            EndSignals::take().map_err(|error| format!("cannot wait for signals: {error}"))?;
         let pidfile = line
             .pidfile
             .as_deref()
@@ -102,10 +107,8 @@ fn run(line: &CommandLine) -> Result<(), String> {
         if line.daemonize {
             background::settle().map_err(|error| format!("cannot go on: {error}"))?;
         }
-        daemon
-            .wait_for_end()
-            .await
-            .map_err(|error| format!("cannot wait: {error}"))?;
+        daemon.serve_monitors();
+        daemon.wait_for_end(&mut signals).await;
         drop(pidfile);
         Ok(())
     });
@@ -116,10 +119,33 @@ fn run(line: &CommandLine) -> Result<(), String> {
     ended
 }
 
+/// The signals that end the daemon in good order, from when this is made.
+pub(crate) struct EndSignals {
+    terminate: Signal,
+    interrupt: Signal,
+    hang_up: Signal,
+}
+
+impl EndSignals {
+    /// Takes the signals from their default, which is the end at once.
+    ///
+    /// # Errors
+    /// When signals cannot be waited for.
+    pub(crate) fn take() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hang_up: signal(SignalKind::hangup())?,
+        })
+    }
+}
+
 /// A storage daemon in this process.
 pub(crate) struct Daemon {
     service: StorageService,
     monitors: Arc<MonitorServer>,
+    /// Monitors that do not serve yet.
+    waiting_monitors: RefCell<Vec<(ChardevClaim, monitor::MonitorOptions)>>,
     quit: Arc<Notify>,
 }
 
@@ -138,6 +164,7 @@ impl Daemon {
         Ok(Self {
             service,
             monitors,
+            waiting_monitors: RefCell::default(),
             quit,
         })
     }
@@ -183,25 +210,25 @@ impl Daemon {
             id: options.id,
             pretty: options.pretty == Some(true),
         };
-        self.monitors.serve_chardev(claim, &options);
+        self.waiting_monitors.borrow_mut().push((claim, options));
         Ok(())
     }
 
+    /// Lets the monitors answer, once all is set up: who gets a greeting finds everything there.
+    pub(crate) fn serve_monitors(&self) {
+        for (claim, options) in self.waiting_monitors.take() {
+            self.monitors.serve_chardev(claim, &options);
+        }
+    }
+
     /// Waits for `quit` or a signal to end.
-    ///
-    /// # Errors
-    /// When signals cannot be waited for.
-    pub(crate) async fn wait_for_end(&self) -> std::io::Result<()> {
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut hang_up = signal(SignalKind::hangup())?;
+    pub(crate) async fn wait_for_end(&self, signals: &mut EndSignals) {
         tokio::select! {
             () = self.quit.notified() => {}
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-            _ = hang_up.recv() => {}
+            _ = signals.terminate.recv() => {}
+            _ = signals.interrupt.recv() => {}
+            _ = signals.hang_up.recv() => {}
         }
-        Ok(())
     }
 
     /// Flushes and closes everything, then lets the clients go.
