@@ -272,10 +272,19 @@ impl<'a> Disk<'a> {
         let summary = load.finish();
         eprintln!("{} after {delay_ms} ms: {summary}", self.variant.name);
         assert!(said.is_empty(), "the daemon said {said}");
-        Self {
+        let disk = Self {
             variant: self.variant,
             folder,
-        }
+        };
+        // The kernel takes down a dead process's io_uring, and lets go of its files, a little
+        // after the process has been waited for.
+        support::wait_until("the image is unlocked", || {
+            let image = disk.at("disk.qcow2");
+            tools::output(tool("qemu-img").args(["info", &image]))
+                .status
+                .success()
+        });
+        disk
     }
 
     /// QEMU's tools find no corruption, and all that was flushed.
