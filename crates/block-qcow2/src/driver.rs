@@ -386,7 +386,7 @@ impl Driver for Qcow2 {
         Limits {
             request_alignment: 1,
             discard_alignment: cluster_size,
-            preferred_transfer: 0,
+            preferred_transfer: cluster_size,
             max_transfer: 0,
         }
     }
