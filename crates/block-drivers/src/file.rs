@@ -69,6 +69,16 @@ pub struct FileOptions {
     pub locking: bool,
 }
 
+impl FileOptions {
+    /// How the file is opened at first.
+    fn mode(&self) -> OpenMode {
+        OpenMode {
+            writable: !self.read_only && !self.auto_read_only,
+            direct: self.direct,
+        }
+    }
+}
+
 /// An open host file.
 pub struct FileDriver {
     options: FileOptions,
@@ -79,7 +89,7 @@ pub struct FileDriver {
     /// The same file for writing, where `file` is for reading only.
     writable: OnceLock<File>,
     file_is_writable: bool,
-    locks: Option<FileLocks>,
+    locks: Option<Arc<FileLocks>>,
     length: AtomicU64,
     alignment: u32,
     /// Holds overlapping writes apart where unaligned ones are read-modify-writes.
@@ -87,7 +97,7 @@ pub struct FileDriver {
     flush_failed: AtomicBool,
     can_zero: AtomicBool,
     can_punch: AtomicBool,
-    discards: DiscardCounts,
+    discards: Arc<DiscardCounts>,
 }
 
 /// What became of discards.
@@ -128,12 +138,7 @@ impl FileDriver {
             }
         };
         let path = PathBuf::from(&options.filename);
-        let writable = !options.read_only && !options.auto_read_only;
-        let mode = OpenMode {
-            writable,
-            direct: options.direct,
-        };
-        let file = opener.open(&path, mode).map_err(could_not)?;
+        let file = opener.open(&path, options.mode()).map_err(could_not)?;
         let kind = file.kind().map_err(could_not)?;
         check_kind(&options, kind)?;
         let length = match kind {
@@ -145,14 +150,16 @@ impl FileDriver {
         } else {
             1
         };
-        let locks = options.locking.then(|| FileLocks::new(file.clone()));
+        let locks = options
+            .locking
+            .then(|| Arc::new(FileLocks::new(file.clone())));
         Ok(Self {
-            options,
             opener,
             kind,
             file,
             writable: OnceLock::new(),
-            file_is_writable: writable,
+            file_is_writable: options.mode().writable,
+            options,
             locks,
             length: AtomicU64::new(length),
             alignment,
@@ -160,8 +167,30 @@ impl FileDriver {
             flush_failed: AtomicBool::new(false),
             can_zero: AtomicBool::new(true),
             can_punch: AtomicBool::new(true),
-            discards: DiscardCounts::default(),
+            discards: Arc::default(),
         })
+    }
+
+    /// The same file opened with other options; name, driver and locking are as they were. Both
+    /// take part in the locks between processes as one. Blocks.
+    ///
+    /// # Errors
+    /// Words for the client.
+    pub fn reopen(&self, options: FileOptions) -> Result<Self, BlockError> {
+        let opener = Arc::clone(&self.opener);
+        let mut reopened = Self::open(options, opener)?;
+        if reopened.file.identity().ok() != self.file.identity().ok() {
+            let message = format!(
+                "Could not reopen file: '{}' is another file now",
+                self.options.filename
+            );
+            return Err(BlockError::invalid(BlockOperation::Open, message));
+        }
+        reopened.locks.clone_from(&self.locks);
+        reopened.discards = Arc::clone(&self.discards);
+        // What a failed flush lost is lost for whoever opens the file again, too.
+        *reopened.flush_failed.get_mut() = self.flush_failed.load(Ordering::Acquire);
+        Ok(reopened)
     }
 
     fn for_writing(&self) -> &File {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use block_graph::{
     Access, BlockError, BlockFuture, BlockOperation, Driver, DriverInfo, Edge, Extent, ExtentKind,
-    Limits, Mapping, Permission, Permissions, Preallocation, WriteFlags,
+    JSON_PREFIX, Limits, Mapping, Permission, Permissions, Preallocation, WriteFlags, description,
 };
 use host_io::{IoBuf, IoBytes};
 
@@ -95,15 +95,10 @@ impl Driver for RawDriver {
         let below = self.file.node();
         let name = below.driver().filename();
         let window = self.options != RawOptions::default();
-        let child = match name.strip_prefix("json:") {
-            Some(child) => serde_json::from_str::<serde_json::Value>(child).ok(),
-            None if window => {
-                Some(serde_json::json!({"driver": below.driver().name(), "filename": name}))
-            }
-            None => None,
-        };
-        let Some(child) = child else { return name };
-        let mut told = serde_json::json!({"driver": "raw", "file": child});
+        if !window && !name.starts_with(JSON_PREFIX) {
+            return name;
+        }
+        let mut told = serde_json::json!({"driver": "raw", "file": description(&below)});
         if let Some(told) = told.as_object_mut() {
             if window && (self.options.offset != 0 || self.options.size.is_none()) {
                 told.insert("offset".to_owned(), self.options.offset.into());
@@ -112,7 +107,7 @@ impl Driver for RawDriver {
                 told.insert("size".to_owned(), size.into());
             }
         }
-        format!("json:{told}")
+        format!("{JSON_PREFIX}{told}")
     }
 
     fn info(&self) -> DriverInfo {

@@ -250,9 +250,10 @@ pub trait Driver: Any + Send + Sync {
     fn resize(&self, length: u64, exact: bool, how: Preallocation) -> BlockFuture<'_, ()>;
 
     /// Called once the permissions for writing are held and before the first write: the place to
-    /// mark an image as in use.
+    /// mark an image as in use. After [`Driver::close`] it brings the image back into use.
     fn activate(&self) -> BlockFuture<'_, ()>;
 
-    /// Leaves everything behind clean and durable; the last call.
+    /// Leaves everything behind clean and durable; the last call, or the last before
+    /// [`Driver::activate`].
     fn close(&self) -> BlockFuture<'_, ()>;
 }

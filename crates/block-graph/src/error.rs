@@ -193,6 +193,9 @@ pub enum GraphError {
     /// The node is read-only and somebody wants to write it.
     #[error("Block node is read-only")]
     ReadOnly,
+    /// The node was to become read-only and somebody writes it.
+    #[error("Read-only block node '{0}' cannot support read-write users")]
+    ReadOnlyUsers(String),
     /// The driver refused, for example because another process holds the image.
     #[error("{0}")]
     Driver(String),

@@ -3,6 +3,7 @@
 //! The control side owns it and changes it step by step; each step here is one short critical
 //! section. Requests never come here: they hold their edges.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use indexmap::IndexMap;
@@ -92,14 +93,20 @@ impl Graph {
         format!("#block{number:03}")
     }
 
-    /// Takes a node in, at a place from [`Graph::reserve_place`].
+    /// Takes a node in, at a place from [`Graph::reserve_place`], and lets its driver ask of its
+    /// children what it needs while nobody uses it.
     ///
     /// # Errors
-    /// [`GraphError::DuplicateNode`].
+    /// [`GraphError::DuplicateNode`]; as [`Graph::attach`] for the children.
     pub fn insert(&self, place: u64, node: Arc<Node>) -> Result<(), GraphError> {
         let mut state = self.state.lock();
         if state.nodes.contains_key(node.name()) {
             return Err(GraphError::DuplicateNode(node.name().to_owned()));
+        }
+        let roots = [Arc::clone(&node)];
+        if let Err(error) = update_permissions(&roots, &[]) {
+            restore_permissions(&roots);
+            return Err(error);
         }
         state.nodes.insert(node.name().to_owned(), (place, node));
         Ok(())
@@ -139,12 +146,31 @@ impl Graph {
         let _serialised = self.state.lock();
         let edge = Arc::new(Edge::new(parent, name, role, Arc::clone(node), asked));
         node.add_parent(Arc::clone(&edge));
-        if let Err(error) = update_permissions(node) {
+        let roots = [Arc::clone(node)];
+        if let Err(error) = update_permissions(&roots, &[]) {
             node.remove_parent(&edge);
-            restore_permissions(node);
+            restore_permissions(&roots);
             return Err(error);
         }
         Ok(edge)
+    }
+
+    /// An edge for a node that is being made anew: it asks for nothing and does not count as a
+    /// user of `node` before [`Graph::replace_nodes`] takes it in.
+    pub fn loose_edge(
+        &self,
+        parent: ParentName,
+        name: &str,
+        role: ChildRole,
+        node: &Arc<Node>,
+    ) -> Arc<Edge> {
+        Arc::new(Edge::new(
+            parent,
+            name,
+            role,
+            Arc::clone(node),
+            Permissions::NONE,
+        ))
     }
 
     /// Ends an edge; what it had asked for is given up.
@@ -152,7 +178,7 @@ impl Graph {
         let _serialised = self.state.lock();
         let node = edge.node_arc();
         node.remove_parent(edge);
-        restore_permissions(&node);
+        restore_permissions(&[node]);
     }
 
     /// Changes what an edge's parent asks for.
@@ -162,36 +188,50 @@ impl Graph {
     pub fn change_permissions(&self, edge: &Edge, asked: Permissions) -> Result<(), GraphError> {
         let _serialised = self.state.lock();
         let before = edge.permissions();
-        let node = edge.node_arc();
+        let roots = [edge.node_arc()];
         edge.set_permissions(asked);
-        if let Err(error) = update_permissions(&node) {
+        if let Err(error) = update_permissions(&roots, &[]) {
             edge.set_permissions(before);
-            restore_permissions(&node);
+            restore_permissions(&roots);
             return Err(error);
         }
         Ok(())
     }
 
-    /// Points an edge at another node. The caller has drained both.
+    /// Puts new nodes in the places of old ones with the same names: parents and place in queries
+    /// stay. Edges to children that both have stay too, those that only the old node had are
+    /// ended, those that only the new one has begin. All or nothing, so that what the nodes ask
+    /// of each other is judged by how they will be together.
+    ///
+    /// The caller has drained all of them, and closes what nobody uses any more.
     ///
     /// # Errors
-    /// As [`Graph::attach`]; the edge is as before then.
-    pub fn replace_child(&self, edge: &Arc<Edge>, node: &Arc<Node>) -> Result<(), GraphError> {
-        let _serialised = self.state.lock();
-        let before = edge.node_arc();
-        before.remove_parent(edge);
-        edge.set_node(Arc::clone(node));
-        node.add_parent(Arc::clone(edge));
-        if let Err(error) = update_permissions(node) {
-            node.remove_parent(edge);
-            edge.set_node(Arc::clone(&before));
-            before.add_parent(Arc::clone(edge));
-            restore_permissions(node);
-            restore_permissions(&before);
-            return Err(error);
+    /// As [`Graph::attach`], or [`GraphError::ReadOnlyUsers`]; nothing has changed then.
+    pub fn replace_nodes(&self, replacements: &[Replacement]) -> Result<(), GraphError> {
+        let mut state = self.state.lock();
+        exchange(&mut state, replacements);
+        let roots: Vec<_> = replacements
+            .iter()
+            .map(|one| Arc::clone(&one.new))
+            .collect();
+        let updated = update_permissions(&roots, replacements);
+        let mut left: Vec<_> = replacements
+            .iter()
+            .flat_map(Replacement::ended_edges)
+            .map(|edge| edge.node_arc())
+            .collect();
+        if updated.is_err() {
+            let back: Vec<_> = replacements.iter().map(Replacement::reversed).collect();
+            left.extend(
+                back.iter()
+                    .flat_map(Replacement::ended_edges)
+                    .map(|edge| edge.node_arc()),
+            );
+            exchange(&mut state, &back);
+            left.extend(replacements.iter().map(|one| Arc::clone(&one.old)));
         }
-        restore_permissions(&before);
-        Ok(())
+        restore_permissions(&left);
+        updated
     }
 
     /// Makes a user's way in: an edge with the role `Root`, and a backend over it.
@@ -228,7 +268,7 @@ impl Graph {
             .backends()
             .into_iter()
             .filter(|backend| !except.is_some_and(|except| Arc::ptr_eq(except, backend)))
-            .filter(|backend| reaches(&backend.edge().node_arc(), node))
+            .filter(|backend| backend.edge().node_arc().reaches(node))
             .collect();
         for backend in &backends {
             backend.close_gate();
@@ -255,16 +295,6 @@ impl Drop for Drained {
     }
 }
 
-/// Whether `target` is `from` or lies below it.
-fn reaches(from: &Arc<Node>, target: &Arc<Node>) -> bool {
-    Arc::ptr_eq(from, target)
-        || from
-            .driver()
-            .children()
-            .iter()
-            .any(|edge| reaches(&edge.node_arc(), target))
-}
-
 /// What all parents of a node together ask of it.
 fn asked_of(node: &Node) -> Permissions {
     node.parents()
@@ -281,39 +311,123 @@ fn child_permissions(node: &Node, edge: &Edge, asked: Permissions) -> Permission
     child_asked
 }
 
-/// Brings a node and everything below it in line with what its parents ask.
-///
-/// Lower nodes may be left half way on an error; `restore_permissions` puts them right.
-fn update_permissions(node: &Arc<Node>) -> Result<(), GraphError> {
-    check_conflicts(node)?;
-    let asked = asked_of(node);
-    let writes = Permission::WRITE | Permission::RESIZE;
-    if node.is_read_only() && asked.required.intersects(writes) {
-        return Err(GraphError::ReadOnly);
+/// `roots` and all that lies below them, parents before their children.
+fn with_everything_below(roots: &[Arc<Node>]) -> Vec<Arc<Node>> {
+    fn visit(node: &Arc<Node>, found: &mut Vec<Arc<Node>>, seen: &mut HashSet<*const Node>) {
+        if !seen.insert(Arc::as_ptr(node)) {
+            return;
+        }
+        for edge in node.driver().children() {
+            visit(&edge.node_arc(), found, seen);
+        }
+        found.push(Arc::clone(node));
     }
-    node.driver()
-        .permissions_wanted(asked)
-        .map_err(GraphError::Driver)?;
-    for edge in node.driver().children() {
-        let child_asked = child_permissions(node, &edge, asked);
-        if child_asked != edge.permissions() {
-            edge.set_permissions(child_asked);
-            update_permissions(&edge.node_arc())?;
+    let mut found = Vec::new();
+    let mut seen = HashSet::new();
+    for root in roots {
+        visit(root, &mut found, &mut seen);
+    }
+    found.reverse();
+    found
+}
+
+/// Lets each of `nodes`, which come parents first, ask of its children what it needs now.
+fn ask_children(nodes: &[Arc<Node>]) {
+    for node in nodes {
+        let asked = asked_of(node);
+        for edge in node.driver().children() {
+            edge.set_permissions(child_permissions(node, &edge, asked));
         }
     }
-    node.driver().permissions_settled(asked);
+}
+
+/// Brings nodes and everything below them in line with what their parents ask.
+///
+/// On an error more may be asked and held than before; `restore_permissions` puts that right once
+/// the cause is taken back.
+fn update_permissions(roots: &[Arc<Node>], replacements: &[Replacement]) -> Result<(), GraphError> {
+    let nodes = with_everything_below(roots);
+    ask_children(&nodes);
+    for node in &nodes {
+        check_conflicts(node)?;
+        let asked = asked_of(node);
+        let writes = Permission::WRITE | Permission::RESIZE;
+        if node.is_read_only() && asked.required.intersects(writes) {
+            let becomes_so = replacements
+                .iter()
+                .any(|one| Arc::ptr_eq(&one.new, node) && !one.old.is_read_only());
+            return Err(if becomes_so {
+                GraphError::ReadOnlyUsers(node.name().to_owned())
+            } else {
+                GraphError::ReadOnly
+            });
+        }
+        node.driver()
+            .permissions_wanted(asked)
+            .map_err(GraphError::Driver)?;
+    }
+    settle(&nodes);
     Ok(())
 }
 
-/// Gives up what nobody asks for any more. Asking for less cannot conflict.
-fn restore_permissions(node: &Arc<Node>) {
-    let asked = asked_of(node);
-    for edge in node.driver().children() {
-        let child_asked = child_permissions(node, &edge, asked);
-        edge.set_permissions(child_asked);
-        restore_permissions(&edge.node_arc());
+fn settle(nodes: &[Arc<Node>]) {
+    for node in nodes {
+        node.driver().permissions_settled(asked_of(node));
     }
-    node.driver().permissions_settled(asked);
+}
+
+/// Gives up what nobody asks for any more. Asking for less cannot conflict.
+fn restore_permissions(roots: &[Arc<Node>]) {
+    let nodes = with_everything_below(roots);
+    ask_children(&nodes);
+    settle(&nodes);
+}
+
+/// One node in the place of another; see [`Graph::replace_nodes`].
+pub struct Replacement {
+    /// The node that is in the graph.
+    pub old: Arc<Node>,
+    /// The node of the same name that is to be there.
+    pub new: Arc<Node>,
+}
+
+impl Replacement {
+    /// The edges that the old node has and the new one has not.
+    pub fn ended_edges(&self) -> Vec<Arc<Edge>> {
+        let kept = self.new.driver().children();
+        let mut edges = self.old.driver().children();
+        edges.retain(|edge| !kept.iter().any(|other| Arc::ptr_eq(edge, other)));
+        edges
+    }
+
+    fn reversed(&self) -> Self {
+        Self {
+            old: Arc::clone(&self.new),
+            new: Arc::clone(&self.old),
+        }
+    }
+}
+
+fn exchange(state: &mut State, replacements: &[Replacement]) {
+    // First all edges downwards, so that those that begin at a node that goes away move with the
+    // others to the one that takes its place.
+    for one in replacements {
+        for edge in one.ended_edges() {
+            edge.node_arc().remove_parent(&edge);
+        }
+        for edge in one.reversed().ended_edges() {
+            edge.node_arc().add_parent(edge);
+        }
+    }
+    for one in replacements {
+        for edge in one.old.take_parents() {
+            edge.set_node(Arc::clone(&one.new));
+            one.new.add_parent(edge);
+        }
+        if let Some((_, node)) = state.nodes.get_mut(one.old.name()) {
+            *node = Arc::clone(&one.new);
+        }
+    }
 }
 
 /// Finds two parents of which one needs what the other refuses.

@@ -23,6 +23,7 @@
 //! service; a new kind of user takes a [`BlockBackend`].
 
 mod backend;
+mod description;
 mod driver;
 mod edge;
 mod error;
@@ -34,6 +35,7 @@ mod permissions;
 mod range_lock;
 
 pub use backend::{BackendStats, BlockBackend, OperationStats};
+pub use description::{JSON_PREFIX, beside, description};
 pub use driver::{
     Access, BlockFuture, Driver, DriverInfo, Extent, ExtentKind, Limits, Mapping, Preallocation,
     WriteFlags,
@@ -41,7 +43,7 @@ pub use driver::{
 pub use edge::{ChildRole, Edge, ParentName};
 pub use error::{BlockError, BlockErrorKind, BlockOperation, GraphError, strerror};
 pub use events::{BlockEvents, ImageCorrupted};
-pub use graph::{Drained, Graph, MAX_NODE_NAME};
+pub use graph::{Drained, Graph, MAX_NODE_NAME, Replacement};
 pub use in_flight::{InFlight, InFlightGuard, InFlightMark};
 pub use node::{BlockStatus, DetectZeroes, Node, NodeOptions, is_zero};
 pub use permissions::{Permission, Permissions};

@@ -125,8 +125,28 @@ impl Node {
         self.parents.lock().clone()
     }
 
+    /// Whether `target` is this node or lies below it.
+    pub fn reaches(&self, target: &Arc<Self>) -> bool {
+        std::ptr::eq(self, &**target)
+            || self
+                .driver
+                .children()
+                .iter()
+                .any(|edge| edge.node_arc().reaches(target))
+    }
+
+    /// Takes over what is told of the node that this one replaces.
+    pub fn follow(&self, before: &Self) {
+        self.highest_written
+            .fetch_max(before.highest_written(), Ordering::Relaxed);
+    }
+
     pub(crate) fn add_parent(&self, edge: Arc<Edge>) {
         self.parents.lock().push(edge);
+    }
+
+    pub(crate) fn take_parents(&self) -> Vec<Arc<Edge>> {
+        std::mem::take(&mut *self.parents.lock())
     }
 
     pub(crate) fn remove_parent(&self, edge: &Edge) {

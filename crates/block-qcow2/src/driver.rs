@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use block_graph::{
     Access, BlockError, BlockEvents, BlockFuture, BlockOperation, ChildRole, Driver, DriverInfo,
-    Edge, Extent, InFlight, Limits, Mapping, Permissions, Preallocation, RangeLocks, WriteFlags,
+    Edge, Extent, InFlight, JSON_PREFIX, Limits, Mapping, Node, Permissions, Preallocation,
+    RangeLocks, WriteFlags, beside, description,
 };
 use host_io::{IoBuf, IoBytes};
 use parking_lot::Mutex;
@@ -260,6 +261,8 @@ impl Image {
             return Ok(());
         }
         self.check_usable(BlockOperation::Open)?;
+        // It may have been closed to be opened anew, and that did not succeed.
+        self.closed.store(false, Ordering::Release);
         let (dirty, features) = {
             let state = self.state.lock();
             (
@@ -371,6 +374,19 @@ impl Image {
     }
 }
 
+/// Whether the backing node is the one that the image names.
+fn is_as_stored(stored: Option<&str>, backing: Option<&Node>, own: &str) -> bool {
+    match (stored, backing) {
+        (None, None) => true,
+        (Some(stored), Some(node)) => {
+            let stored = stored.strip_prefix("file:").unwrap_or(stored);
+            // Options can be written in many ways; what was opened by them is taken for the same.
+            stored.starts_with(JSON_PREFIX) || beside(stored, own) == node.driver().filename()
+        }
+        _ => false,
+    }
+}
+
 impl Driver for Qcow2 {
     fn name(&self) -> &'static str {
         "qcow2"
@@ -392,7 +408,24 @@ impl Driver for Qcow2 {
     }
 
     fn filename(&self) -> String {
-        self.image.file.node().driver().filename()
+        let image = &self.image;
+        let own = image.file.node().driver().filename();
+        let backing = image.backing.as_ref().map(|edge| edge.node_arc());
+        let stored = image.header.backing_file();
+        if !own.starts_with(JSON_PREFIX) && is_as_stored(stored, backing.as_deref(), &own) {
+            return own;
+        }
+        let mut told = serde_json::json!({
+            "driver": "qcow2",
+            "file": description(&image.file.node()),
+        });
+        if let Some(data_file) = &image.data_file {
+            told["data-file"] = description(&data_file.node());
+        }
+        if !is_as_stored(stored, backing.as_deref(), &own) {
+            told["backing"] = backing.map_or(serde_json::Value::Null, |node| description(&node));
+        }
+        format!("{JSON_PREFIX}{told}")
     }
 
     fn info(&self) -> DriverInfo {

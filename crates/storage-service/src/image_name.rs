@@ -7,6 +7,7 @@ use api::{
     BlockdevDriver, BlockdevOptions, BlockdevOptionsBranch, BlockdevOptionsFile,
     BlockdevOptionsQcow2, BlockdevOptionsRaw, BlockdevRef, QmpError,
 };
+use block_graph::beside;
 use serde_json::Value;
 
 /// The longest name that is taken from an image, in bytes.
@@ -84,17 +85,6 @@ fn protocol_of(name: &str) -> Option<&str> {
     name.get(..colon).filter(|_| colon < slash)
 }
 
-/// `name` as seen from the folder of the file `of`.
-pub(crate) fn beside(name: &str, of: &str) -> String {
-    if name.starts_with('/') {
-        return name.to_owned();
-    }
-    match of.rfind('/') {
-        Some(at) => format!("{}{name}", of.get(..=at).unwrap_or_default()),
-        None => name.to_owned(),
-    }
-}
-
 /// The options for an image of `format` in a host file.
 ///
 /// # Errors
@@ -166,14 +156,6 @@ fn plain(driver: BlockdevOptionsBranch) -> BlockdevOptions {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn relative_names_are_seen_from_the_image() {
-        assert_eq!(beside("base.qcow2", "/a/b/top.qcow2"), "/a/b/base.qcow2");
-        assert_eq!(beside("../x", "/a/b/top"), "/a/b/../x");
-        assert_eq!(beside("/x", "/a/b/top"), "/x");
-        assert_eq!(beside("x", "top"), "x");
-    }
 
     #[test]
     fn foreign_protocols_are_refused_and_colons_in_paths_are_not() {

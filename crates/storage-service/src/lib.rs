@@ -21,6 +21,7 @@ mod nodes;
 mod open;
 mod qcow2_options;
 mod queries;
+mod reopen;
 mod sequence;
 mod service;
 

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use api::{BlockResizeArgs, BlockdevCommands, BlockdevDelArgs, BlockdevOptions, QmpError};
+use api::{
+    BlockResizeArgs, BlockdevCommands, BlockdevDelArgs, BlockdevOptions, BlockdevReopenArgs,
+    QmpError,
+};
 use block_graph::{ChildRole, Node, ParentName, Permission, Permissions, Preallocation};
 use monitor::Caller;
 
@@ -183,6 +186,18 @@ impl BlockdevCommands<Caller> for Handlers {
         options: BlockdevOptions,
     ) -> Result<(), QmpError> {
         self.inner.add_node(options).await
+    }
+
+    async fn blockdev_reopen(
+        &self,
+        _caller: Arc<Caller>,
+        arguments: BlockdevReopenArgs,
+    ) -> Result<(), QmpError> {
+        let inner = Arc::clone(&self.inner);
+        self.inner
+            .sequence
+            .run(async move { inner.reopen_nodes(arguments.options).await })
+            .await
     }
 
     async fn blockdev_del(

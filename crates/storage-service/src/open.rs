@@ -20,11 +20,11 @@ use block_drivers::{
 };
 use block_graph::{
     BlockError, ChildRole, DetectZeroes, Driver, Edge, GraphError, InFlight, Node, NodeOptions,
-    ParentName, Permission, Permissions,
+    ParentName, Permission, Permissions, beside,
 };
 use block_qcow2::{Children, ImageHeader, Qcow2};
 
-use crate::image_name::{ImageName, beside, options_for, read_name};
+use crate::image_name::{ImageName, options_for, read_name};
 use crate::qcow2_options::open_options;
 use crate::service::Inner;
 
@@ -90,7 +90,8 @@ pub(crate) async fn open_node(
     }
 }
 
-fn words(error: &BlockError) -> QmpError {
+/// What a client reads of a block error.
+pub(crate) fn words(error: &BlockError) -> QmpError {
     QmpError::generic(error.message.clone())
 }
 
@@ -155,9 +156,7 @@ impl Opener {
                 .insert(place.get(), Arc::clone(&node))
                 .map_err(|error| graph_words(&error))?;
             self.made.borrow_mut().nodes.push(Arc::clone(&node));
-            if let Some(interval) = settings.clean_interval {
-                host_io::spawn_local(clean_caches(Arc::downgrade(&node), interval)).detach();
-            }
+            keep_caches_clean(&node, settings.clean_interval);
             if !node.is_read_only() {
                 node.driver()
                     .activate()
@@ -206,30 +205,7 @@ impl Opener {
         options: BlockdevOptionsFile,
         settings: &Settings,
     ) -> Result<Box<dyn Driver>, QmpError> {
-        if options.filename.is_empty() {
-            let driver = match protocol {
-                HostProtocol::File => "file",
-                HostProtocol::HostDevice => "host_device",
-            };
-            return Err(QmpError::generic(format!(
-                "The '{driver}' block driver requires a file name"
-            )));
-        }
-        let direct = settings.node_options.cache_direct;
-        if options.aio == Some(api::BlockdevAioOptions::Native) && !direct {
-            return Err(QmpError::generic(
-                "aio=native was specified, but it requires cache.direct=on, which was not \
-                 specified.",
-            ));
-        }
-        let file = FileOptions {
-            protocol,
-            filename: options.filename,
-            read_only: settings.read_only,
-            auto_read_only: settings.auto_read_only,
-            direct,
-            locking: options.locking != Some(OnOffAuto::Off) && !settings.node_options.force_share,
-        };
+        let file = file_options(protocol, options, settings)?;
         let files = Arc::clone(&self.inner.files);
         let opened = host_io::blocking(move || FileDriver::open(file, files)).await;
         let opened = opened.map_err(|error| QmpError::generic(error.to_string()))?;
@@ -255,10 +231,7 @@ impl Opener {
             )
             .await?;
         self.come_after(place);
-        let window = RawOptions {
-            offset: non_negative(options.offset, "offset")?.unwrap_or(0),
-            size: non_negative(options.size, "size")?,
-        };
+        let window = raw_window(options.offset, options.size)?;
         Ok(Box::new(
             RawDriver::new(file, window).map_err(|error| words(&error))?,
         ))
@@ -447,7 +420,47 @@ fn non_negative(value: Option<i64>, name: &str) -> Result<Option<u64>, QmpError>
     })
 }
 
-fn open_null(
+/// How a host file is to be opened.
+pub(crate) fn file_options(
+    protocol: HostProtocol,
+    options: BlockdevOptionsFile,
+    settings: &Settings,
+) -> Result<FileOptions, QmpError> {
+    if options.filename.is_empty() {
+        let driver = match protocol {
+            HostProtocol::File => "file",
+            HostProtocol::HostDevice => "host_device",
+        };
+        return Err(QmpError::generic(format!(
+            "The '{driver}' block driver requires a file name"
+        )));
+    }
+    let direct = settings.node_options.cache_direct;
+    if options.aio == Some(api::BlockdevAioOptions::Native) && !direct {
+        return Err(QmpError::generic(
+            "aio=native was specified, but it requires cache.direct=on, which was not \
+             specified.",
+        ));
+    }
+    Ok(FileOptions {
+        protocol,
+        filename: options.filename,
+        read_only: settings.read_only,
+        auto_read_only: settings.auto_read_only,
+        direct,
+        locking: options.locking != Some(OnOffAuto::Off) && !settings.node_options.force_share,
+    })
+}
+
+/// The part of its child that a raw node shows.
+pub(crate) fn raw_window(offset: Option<i64>, size: Option<i64>) -> Result<RawOptions, QmpError> {
+    Ok(RawOptions {
+        offset: non_negative(offset, "offset")?.unwrap_or(0),
+        size: non_negative(size, "size")?,
+    })
+}
+
+pub(crate) fn open_null(
     name: &'static str,
     options: &BlockdevOptionsNull,
 ) -> Result<Box<dyn Driver>, QmpError> {
@@ -476,6 +489,13 @@ fn clean_interval(options: &BlockdevOptions) -> Result<Option<Duration>, QmpErro
     Ok((seconds > 0).then(|| Duration::from_secs(seconds.into())))
 }
 
+/// Lets a node's caches be cleaned from time to time. On the data side.
+pub(crate) fn keep_caches_clean(node: &Arc<Node>, interval: Option<Duration>) {
+    if let Some(interval) = interval {
+        host_io::spawn_local(clean_caches(Arc::downgrade(node), interval)).detach();
+    }
+}
+
 /// Drops what a node's caches have not used for an interval, as long as the node lives.
 async fn clean_caches(node: Weak<Node>, interval: Duration) {
     loop {
@@ -491,16 +511,16 @@ async fn clean_caches(node: Weak<Node>, interval: Duration) {
 
 /// The options that all drivers share, with what the parents hand down worked in.
 pub(crate) struct Settings {
-    read_only: bool,
+    pub(crate) read_only: bool,
     auto_read_only: bool,
-    node_options: NodeOptions,
+    pub(crate) node_options: NodeOptions,
     /// How often unused cache entries are dropped.
-    clean_interval: Option<Duration>,
+    pub(crate) clean_interval: Option<Duration>,
     depth: usize,
 }
 
 impl Settings {
-    fn of(options: &BlockdevOptions, inherited: Inherited) -> Result<Self, QmpError> {
+    pub(crate) fn of(options: &BlockdevOptions, inherited: Inherited) -> Result<Self, QmpError> {
         let read_only = options.read_only.unwrap_or(inherited.read_only);
         let cache = options.cache.as_ref();
         let discard_unmap = match options.discard {
@@ -546,7 +566,7 @@ impl Settings {
     }
 
     /// What storage children take over.
-    fn below(&self) -> Inherited {
+    pub(crate) fn below(&self) -> Inherited {
         Inherited {
             read_only: self.read_only,
             auto_read_only: self.auto_read_only,
@@ -559,7 +579,7 @@ impl Settings {
     }
 
     /// What backing children take over: they are only read.
-    fn below_backing(&self) -> Inherited {
+    pub(crate) fn below_backing(&self) -> Inherited {
         Inherited {
             read_only: true,
             auto_read_only: false,

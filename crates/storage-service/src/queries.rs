@@ -10,7 +10,10 @@ use api::{
     QmpError, QueryBlockstatsArgs, QueryNamedBlockNodesArgs, XDbgBlockGraph, XDbgBlockGraphEdge,
     XDbgBlockGraphNode, XDbgBlockGraphNodeType,
 };
-use block_graph::{BlockBackend, DetectZeroes, DriverInfo, Edge, Node, OperationStats, Permission};
+use block_graph::{
+    BlockBackend, DetectZeroes, DriverInfo, Edge, JSON_PREFIX, Node, OperationStats, Permission,
+    beside,
+};
 use monitor::Caller;
 
 use crate::service::Handlers;
@@ -19,11 +22,15 @@ fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
-/// The name under which queries show a file: its own, or one that its image stores.
+/// The name of the backing file that an image stores, as seen from here.
 fn backing_name(node: &Node, info: &DriverInfo) -> Option<String> {
-    info.backing_file.as_ref()?;
-    let below = node.driver().backing_edge()?.node_arc();
-    Some(below.driver().filename())
+    let stored = info.backing_file.as_ref()?;
+    if stored.starts_with(JSON_PREFIX) {
+        return Some(stored.clone());
+    }
+    let path = stored.strip_prefix("file:").unwrap_or(stored);
+    let file = node.driver().children().into_iter().next()?;
+    Some(beside(path, &file.node().driver().filename()))
 }
 
 /// Lengths are told in whole sectors, as QEMU does.

@@ -982,6 +982,25 @@ impl QapiObject for BlockdevOptions {
     }
 }
 
+/// Arguments of `blockdev-reopen`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BlockdevReopenArgs {
+    /// the options of each node
+    pub options: Vec<BlockdevOptions>,
+}
+
+impl QapiObject for BlockdevReopenArgs {
+    fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
+        Ok(Self {
+            options: members.required("options")?,
+        })
+    }
+
+    fn write_members(&self, out: &mut Map<String, Value>) {
+        put(out, "options", &self.options);
+    }
+}
+
 /// Arguments of `blockdev-del`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BlockdevDelArgs {
@@ -1006,6 +1025,14 @@ pub trait BlockdevCommands<C>: Send + Sync + 'static {
     /// Opens a block node, along with those it is made of.
     fn blockdev_add(&self, context: Arc<C>, arguments: BlockdevOptions) -> impl Future<Output = Result<(), QmpError>> + Send;
 
+    /// Changes the options of nodes that are open.  All change or none.
+    /// Each element gives all options of a node anew: what is left out goes
+    /// back to its default.  The node name tells which node is meant; node
+    /// name and driver cannot be changed.  A child is given as it was when
+    /// opened, as the name of a node to use from now on, or, for backing,
+    /// as null.  If the image has a backing file, backing must be given.
+    fn blockdev_reopen(&self, context: Arc<C>, arguments: BlockdevReopenArgs) -> impl Future<Output = Result<(), QmpError>> + Send;
+
     /// Closes a node that blockdev-add opened and nobody uses.
     fn blockdev_del(&self, context: Arc<C>, arguments: BlockdevDelArgs) -> impl Future<Output = Result<(), QmpError>> + Send;
 }
@@ -1021,6 +1048,12 @@ where
     table.add(spec, move |context, arguments: BlockdevOptions| {
         let handler = Arc::clone(&shared);
         async move { handler.blockdev_add(context, arguments).await }
+    });
+    let spec = CommandSpec { name: "blockdev-reopen", allow_oob: false, allow_preconfig: true, success_response: true, coroutine: false, features: &[] };
+    let shared = Arc::clone(&handler);
+    table.add(spec, move |context, arguments: BlockdevReopenArgs| {
+        let handler = Arc::clone(&shared);
+        async move { handler.blockdev_reopen(context, arguments).await }
     });
     let spec = CommandSpec { name: "blockdev-del", allow_oob: false, allow_preconfig: true, success_response: true, coroutine: false, features: &[] };
     let shared = Arc::clone(&handler);

@@ -134,6 +134,20 @@ impl Command for BlockdevAdd {
     type Output = ();
 }
 
+/// Changes the options of nodes that are open.  All change or none.
+/// Each element gives all options of a node anew: what is left out goes
+/// back to its default.  The node name tells which node is meant; node
+/// name and driver cannot be changed.  A child is given as it was when
+/// opened, as the name of a node to use from now on, or, for backing,
+/// as null.  If the image has a backing file, backing must be given.
+pub struct BlockdevReopen;
+
+impl Command for BlockdevReopen {
+    const NAME: &'static str = "blockdev-reopen";
+    type Args = schema::BlockdevReopenArgs;
+    type Output = ();
+}
+
 /// Closes a node that blockdev-add opened and nobody uses.
 pub struct BlockdevDel;
 
@@ -495,6 +509,7 @@ pub const COMMAND_NAMES: &[&str] = &[
     "blockdev-add",
     "blockdev-create",
     "blockdev-del",
+    "blockdev-reopen",
     "chardev-add",
     "chardev-change",
     "chardev-remove",
@@ -551,6 +566,7 @@ macro_rules! for_each_command {
             BlockdevAdd
             BlockdevCreate
             BlockdevDel
+            BlockdevReopen
             ChardevAdd
             ChardevChange
             ChardevRemove
