@@ -216,6 +216,10 @@ impl<'a> Input<'a> {
             Value::Number(_) => ValueKind::Number,
             Value::String(_) => ValueKind::String,
             Value::Array(_) => ValueKind::Array,
+            // In options a list is an object with the keys 0, 1, ...
+            Value::Object(ref members) if self.is_keyval() && members.contains_key("0") => {
+                ValueKind::Array
+            }
             Value::Object(_) => ValueKind::Object,
         }
     }

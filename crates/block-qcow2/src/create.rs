@@ -247,7 +247,14 @@ pub async fn create(
     node.flush().await?;
     if let Some(data_file) = data_file {
         let data = data_file.node_arc();
-        if data.length() != options.size {
+        // What a data file holds already may be what the guest is to see: it is not thrown away.
+        if data.length() < options.size {
+            let how = match options.preallocation {
+                Preallocation::Metadata => Preallocation::Off,
+                other => other,
+            };
+            data.resize(options.size, false, how).await?;
+        } else if data.length() > options.size {
             data.resize(options.size, false, Preallocation::Off).await?;
         }
     }
@@ -387,11 +394,6 @@ async fn preallocate(
         Arc::new(Silent),
     )
     .await?;
-    if let (Some(data), true) = (data_file, options.preallocation != Preallocation::Metadata) {
-        let data = data.node_arc();
-        data.resize(options.size, false, options.preallocation)
-            .await?;
-    }
     let image = &driver.image;
     image.preallocate(0, options.size, how).await?;
     image.finish().await

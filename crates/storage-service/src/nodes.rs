@@ -6,7 +6,9 @@ use api::{
     BlockResizeArgs, BlockdevCommands, BlockdevDelArgs, BlockdevOptions, BlockdevReopenArgs,
     QmpError,
 };
-use block_graph::{ChildRole, Node, ParentName, Permission, Permissions, Preallocation};
+use block_graph::{
+    ChildRole, GraphError, Node, ParentName, Permission, Permissions, Preallocation,
+};
 use monitor::Caller;
 
 use crate::open::{graph_words, open_node};
@@ -134,7 +136,10 @@ impl Inner {
         let backend = self
             .graph
             .attach_backend("an unnamed block device", &node, asked)
-            .map_err(|error| graph_words(&error))?;
+            .map_err(|error| match error {
+                GraphError::ReadOnly => QmpError::generic("Image is read-only"),
+                other => graph_words(&other),
+            })?;
         let drained = self.graph.drain(&node, Some(&backend)).await;
         let resizing = Arc::clone(&backend);
         let resized = self
