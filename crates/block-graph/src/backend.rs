@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use crate::driver::{Preallocation, WriteFlags};
 use crate::edge::Edge;
 use crate::error::{BlockError, BlockOperation};
-use crate::in_flight::{InFlight, InFlightGuard};
+use crate::in_flight::{InFlight, RequestGuard};
 use crate::node::BlockStatus;
 
 /// Numbers of one kind of request.
@@ -55,7 +55,7 @@ struct DrainGate {
 /// A user's way into the graph.
 pub struct BlockBackend {
     edge: Arc<Edge>,
-    in_flight: InFlight,
+    in_flight: Arc<InFlight>,
     gate: DrainGate,
     stats: BackendStats,
     writable: AtomicBool,
@@ -66,7 +66,7 @@ impl BlockBackend {
     pub fn new(edge: Arc<Edge>, writable: bool) -> Arc<Self> {
         Arc::new(Self {
             edge,
-            in_flight: InFlight::default(),
+            in_flight: Arc::default(),
             gate: DrainGate::default(),
             stats: BackendStats::default(),
             writable: AtomicBool::new(writable),
@@ -99,9 +99,10 @@ impl BlockBackend {
     /// `OutOfRange`, the host's, or the image's.
     pub async fn read(&self, offset: u64, buf: IoBuf) -> Result<IoBuf, BlockError> {
         let len = buf.len() as u64;
-        let _guard = self.enter().await;
+        let guard = self.enter().await;
         self.check(BlockOperation::Read, &self.stats.read, offset, len)?;
         let result = self.edge.node().read(offset, buf).await;
+        guard.end();
         self.stats.read.record(len, result.is_ok());
         result
     }
@@ -117,9 +118,10 @@ impl BlockBackend {
         flags: WriteFlags,
     ) -> Result<(), BlockError> {
         let len = data.len() as u64;
-        let _guard = self.enter().await;
+        let guard = self.enter().await;
         self.check_write(BlockOperation::Write, &self.stats.write, offset, len)?;
         let result = self.edge.node().write(offset, data, flags).await;
+        guard.end();
         self.stats.write.record(len, result.is_ok());
         result
     }
@@ -213,9 +215,9 @@ impl BlockBackend {
         self.in_flight.idle().await;
     }
 
-    async fn enter(&self) -> InFlightGuard<'_> {
+    async fn enter(&self) -> RequestGuard<'_> {
         loop {
-            let guard = self.in_flight.enter();
+            let guard = self.in_flight.request();
             if self.gate.closed.load(Ordering::SeqCst) == 0 {
                 return guard;
             }

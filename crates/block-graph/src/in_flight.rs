@@ -5,6 +5,7 @@
 //! cluster for reuse only when nobody can still be writing to it.
 
 use std::future::poll_fn;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Poll, Waker};
 
@@ -31,6 +32,15 @@ pub struct InFlightGuard<'a> {
     side: usize,
 }
 
+/// A request that does I/O itself. When it is dropped before its end, it counts as under way
+/// until the kernel has ended what it began.
+#[must_use]
+pub(crate) struct RequestGuard<'a> {
+    owner: &'a Arc<InFlight>,
+    side: usize,
+    ended: bool,
+}
+
 /// A point in time; see [`InFlight::mark`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InFlightMark {
@@ -50,6 +60,18 @@ impl InFlight {
                 return InFlightGuard { owner: self, side };
             }
             self.leave(side);
+        }
+    }
+
+    /// Counts a request that does I/O itself until the guard's end or drop.
+    pub(crate) fn request(self: &Arc<Self>) -> RequestGuard<'_> {
+        let guard = self.enter();
+        let side = guard.side;
+        std::mem::forget(guard);
+        RequestGuard {
+            owner: self,
+            side,
+            ended: false,
         }
     }
 
@@ -170,6 +192,28 @@ impl Drop for Waiter<'_> {
 impl Drop for InFlightGuard<'_> {
     fn drop(&mut self) {
         self.owner.leave(self.side);
+    }
+}
+
+impl RequestGuard<'_> {
+    /// The request has ended, and the kernel has nothing left to do for it.
+    pub(crate) fn end(mut self) {
+        self.ended = true;
+    }
+}
+
+impl Drop for RequestGuard<'_> {
+    fn drop(&mut self) {
+        if self.ended || !host_io::has_orphans() {
+            self.owner.leave(self.side);
+            return;
+        }
+        let (owner, side) = (Arc::clone(self.owner), self.side);
+        host_io::spawn_local(async move {
+            host_io::orphans_ended().await;
+            owner.leave(side);
+        })
+        .detach();
     }
 }
 

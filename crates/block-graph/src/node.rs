@@ -163,8 +163,8 @@ impl Node {
         if buf.is_empty() {
             return Ok(buf);
         }
-        let _under_way = self.in_flight.enter();
-        match self.place_now(Access::Read, offset, buf.len() as u64) {
+        let under_way = self.in_flight.request();
+        let result = match self.place_now(Access::Read, offset, buf.len() as u64) {
             Some(Place::File(file, at)) => read_file(&file, at, buf).await,
             Some(Place::Zero) => {
                 let mut buf = buf;
@@ -172,7 +172,9 @@ impl Node {
                 Ok(buf)
             }
             None => self.driver.read(offset, buf).await,
-        }
+        };
+        under_way.end();
+        result
     }
 
     /// Stores `data` at `offset`.
@@ -188,12 +190,12 @@ impl Node {
         if self.is_read_only() {
             return Err(BlockError::read_only(BlockOperation::Write));
         }
-        {
-            let _under_way = self.in_flight.enter();
-            let end = offset.saturating_add(data.len() as u64);
-            self.write_counted(offset, data, flags).await?;
-            self.highest_written.fetch_max(end, Ordering::Relaxed);
-        }
+        let under_way = self.in_flight.request();
+        let end = offset.saturating_add(data.len() as u64);
+        let written = self.write_counted(offset, data, flags).await;
+        under_way.end();
+        written?;
+        self.highest_written.fetch_max(end, Ordering::Relaxed);
         if flags.contains(WriteFlags::FUA) {
             self.flush().await
         } else {
@@ -253,7 +255,7 @@ impl Node {
             return Err(BlockError::read_only(BlockOperation::WriteZeroes));
         }
         if len > 0 {
-            let _under_way = self.in_flight.enter();
+            let _under_way = self.in_flight.request();
             let flags = if self.options.discard_unmap {
                 flags
             } else {
@@ -282,7 +284,7 @@ impl Node {
         if len == 0 || !self.options.discard_unmap {
             return Ok(());
         }
-        let _under_way = self.in_flight.enter();
+        let _under_way = self.in_flight.request();
         self.driver.discard(offset, len).await
     }
 
@@ -294,7 +296,7 @@ impl Node {
         if self.options.cache_no_flush {
             return Ok(());
         }
-        let _under_way = self.in_flight.enter();
+        let _under_way = self.in_flight.request();
         self.driver.flush().await
     }
 
@@ -311,7 +313,7 @@ impl Node {
         if self.is_read_only() {
             return Err(BlockError::read_only(BlockOperation::Resize));
         }
-        let _under_way = self.in_flight.enter();
+        let _under_way = self.in_flight.request();
         self.driver.resize(length, exact, how).await
     }
 
@@ -320,7 +322,7 @@ impl Node {
     /// # Errors
     /// The host's, or the image's.
     pub async fn extent(&self, offset: u64, len: u64) -> Result<Extent, BlockError> {
-        let _under_way = self.in_flight.enter();
+        let _under_way = self.in_flight.request();
         self.driver.extent(offset, len).await
     }
 

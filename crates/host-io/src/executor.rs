@@ -505,6 +505,27 @@ pub async fn blocking<T: Send + 'static>(
     handle.await
 }
 
+/// Whether the kernel still reads or writes files for operations of this executor whose futures
+/// were dropped. Never on threads that are no executor's.
+pub fn has_orphans() -> bool {
+    try_with_current(|context| context.reactor.borrow().orphans() > 0) == Some(true)
+}
+
+/// Waits until there are none of them.
+pub async fn orphans_ended() {
+    std::future::poll_fn(|cx| {
+        with_current(|context| {
+            let mut reactor = context.reactor.borrow_mut();
+            if reactor.orphans() == 0 {
+                return Poll::Ready(());
+            }
+            reactor.wake_without_orphans(cx.waker());
+            Poll::Pending
+        })
+    })
+    .await;
+}
+
 /// Waits for `duration`.
 pub fn sleep(duration: Duration) -> Sleep {
     Sleep {

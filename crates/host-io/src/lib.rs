@@ -33,7 +33,8 @@ mod watch;
 
 pub use buf::{BUF_ALIGN, IoBuf, IoBytes};
 pub use executor::{
-    Executor, ExecutorHandle, Sleep, blocking, current, sleep, spawn_local, yield_now,
+    Executor, ExecutorHandle, Sleep, blocking, current, has_orphans, orphans_ended, sleep,
+    spawn_local, yield_now,
 };
 pub use file::{
     AllocateMode, File, FileExtent, FileKind, LockKind, OpenMode, duplicate_inherited_fd,

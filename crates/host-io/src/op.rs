@@ -30,6 +30,14 @@ pub(crate) enum Request {
     PollIn,
 }
 
+impl Request {
+    /// Whether it waits for others, for any length of time, and can be cancelled. The others go
+    /// to a file and always end.
+    pub(crate) fn is_waiting(self) -> bool {
+        matches!(self, Self::Recv | Self::Send | Self::PollIn)
+    }
+}
+
 /// What the kernel uses while an operation runs, and therefore nobody may free before it ends.
 pub(crate) enum Resources {
     None,

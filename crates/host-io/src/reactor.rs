@@ -36,6 +36,9 @@ pub(crate) struct Slot {
 pub(crate) struct Slots {
     entries: Vec<Option<Slot>>,
     free: Vec<usize>,
+    /// Operations on files that the kernel still does although nobody waits for them any more.
+    orphans: usize,
+    waiting_for_orphans: Vec<Waker>,
 }
 
 impl Slots {
@@ -70,6 +73,15 @@ impl Slots {
         self.entries.len() - self.free.len()
     }
 
+    fn orphan_ended(&mut self) {
+        self.orphans -= 1;
+        if self.orphans == 0 {
+            for waker in self.waiting_for_orphans.drain(..) {
+                waker.wake();
+            }
+        }
+    }
+
     /// Records the kernel's answer and wakes whoever waits; drops the operation if nobody does.
     pub(crate) fn complete(&mut self, index: usize, result: i32) {
         let Some(slot) = self.get_mut(index) else {
@@ -77,6 +89,9 @@ impl Slots {
         };
         slot.result = Some(result);
         if slot.abandoned {
+            if !slot.request.is_waiting() {
+                self.orphan_ended();
+            }
             self.remove(index);
         } else if let Some(waker) = slot.waker.take() {
             waker.wake();
@@ -172,11 +187,7 @@ impl Reactor {
         }
         slot.abandoned = true;
         slot.waker = None;
-        let waits = matches!(
-            slot.request,
-            Request::Recv | Request::Send | Request::PollIn
-        );
-        if waits {
+        if slot.request.is_waiting() {
             match &mut self.backend {
                 Backend::Ring(ring) => ring.cancel(index),
                 Backend::Threads(threads) => {
@@ -185,7 +196,19 @@ impl Reactor {
                     }
                 }
             }
+        } else {
+            self.slots.orphans += 1;
         }
+    }
+
+    /// How many operations on files are still under way although nobody waits for them.
+    pub(crate) fn orphans(&self) -> usize {
+        self.slots.orphans
+    }
+
+    /// Wakes `waker` when there are none of them any more.
+    pub(crate) fn wake_without_orphans(&mut self, waker: &Waker) {
+        self.slots.waiting_for_orphans.push(waker.clone());
     }
 
     /// Hands what was started to the kernel and collects what has ended; waits for the first
