@@ -15,7 +15,8 @@ const PEERS: &[(&str, &str)] = &[
     ("qemu-img", "qemu-utils"),
     ("qemu-io", "qemu-utils"),
     ("qemu-nbd", "qemu-utils"),
-    ("qemu-storage-daemon", "qemu-utils"),
+    // Since QEMU 8 in qemu-utils.
+    ("qemu-storage-daemon", "qemu-system-common"),
     ("nbdinfo", "libnbd-bin"),
     ("nbdcopy", "libnbd-bin"),
     ("nbdsh", "python3-libnbd"),

@@ -285,6 +285,40 @@ fn signals_flush_everything() {
     }
 }
 
+/// A daemon that still waits for somebody at set-up leaves the image and the folder as clean.
+#[test]
+fn a_signal_ends_the_wait_for_a_client() {
+    let folder = new_folder();
+    let image = folder.path().join("disk.qcow2");
+    create_image(&image, "qcow2", "", "1M");
+    let dir = folder.path().display().to_string();
+    let mut child = Command::new(support::storage_daemon_in(folder.path()))
+        .args([
+            "--blockdev",
+            &format!("driver=qcow2,node-name=disk,file.driver=file,file.filename={dir}/disk.qcow2"),
+        ])
+        .args([
+            "--nbd-server",
+            &format!("addr.type=unix,addr.path={dir}/nbd.sock"),
+        ])
+        .args(["--export", "type=nbd,id=disk,node-name=disk,writable=on"])
+        .args([
+            "--chardev",
+            &format!("socket,id=wait,path={dir}/wait.sock,server=on,wait=on"),
+        ])
+        .stdin(Stdio::null())
+        .spawn()
+        .expect("our program starts");
+    support::wait_until("the daemon waits", || {
+        folder.path().join("wait.sock").exists()
+    });
+    support::signal(child.id(), "TERM");
+    let status = wait_for_end(&mut child, "the daemon");
+    assert!(status.success(), "{status}");
+    assert!(!folder.path().join("nbd.sock").exists());
+    qemu_io("qcow2", &image.display().to_string(), &["write 0 64k"]);
+}
+
 /// A newcomer's program, and what it printed.
 struct Newcomer(Child);
 

@@ -110,7 +110,7 @@ fn a_command_prints_its_result_as_one_line_of_json() {
     let out = text(&output.stdout);
     assert_eq!(out.lines().count(), 1, "{out}");
     let version: Value = serde_json::from_str(out).unwrap();
-    assert_eq!(version["qemu"]["major"], 10);
+    assert!(version["qemu"]["major"].as_u64() >= Some(7), "{out}");
     let pretty = daemon.run(&["query-version", "--output", "pretty"]);
     assert_eq!(
         serde_json::from_slice::<Value>(&pretty.stdout).unwrap(),
@@ -337,7 +337,7 @@ fn a_person_completes_runs_and_sees_events_and_errors_in_colour() {
     let daemon = Daemon::start();
     let file = daemon.folder.path().join("new");
     let mut person = Person::sit_down(&daemon);
-    person.sees("Connected: version 10.");
+    person.sees("Connected: version ");
     person.sees("qmp> ");
     person.types("query-vers\t\r");
     person.sees("\x1b[36m\"qemu\"\x1b[0m");

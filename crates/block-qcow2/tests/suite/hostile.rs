@@ -306,7 +306,8 @@ fn mutated_images_never_panic_or_hang() {
             run(move || async move { abuse(image).await });
         }
     }
-    assert!(began.elapsed() < Duration::from_secs(60));
+    // A single image that sends it round in circles takes for ever; a busy machine does not.
+    assert!(began.elapsed() < Duration::from_secs(600));
 }
 
 /// Changes some bytes of the metadata.

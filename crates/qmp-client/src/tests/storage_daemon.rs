@@ -149,7 +149,7 @@ async fn a_thousand_pipelined_commands_are_all_answered() {
         calls.spawn(async move { client.run::<QueryVersion>(&NoArguments, LONG).await });
     }
     while let Some(call) = calls.join_next().await {
-        assert_eq!(call.unwrap().unwrap().value.qemu.major, 10);
+        assert!(call.unwrap().unwrap().value.qemu.major >= 7);
     }
 }
 

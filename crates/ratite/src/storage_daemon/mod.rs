@@ -90,15 +90,13 @@ fn run(line: &CommandLine) -> Result<(), String> {
     let runtime = control_runtime().map_err(|error| format!("cannot start: {error}"))?;
     let daemon = Daemon::new(&runtime).map_err(|error| format!("cannot start: {error}"))?;
     let ended = runtime.block_on(async {
-        for step in &line.steps {
-            daemon
-                .set_up(step)
-                .await
-                .map_err(|error| format!("--{} {}: {}", step.option, step.text, error.desc))?;
-        }
-        // Before anybody can know that there is a daemon.
         let mut signals =
             EndSignals::take().map_err(|error| format!("cannot wait for signals: {error}"))?;
+        // A step may wait for others without end: for a client, with `wait=on`.
+        tokio::select! {
+            done = set_up_all(&daemon, &line.steps) => done?,
+            () = signals.any() => return Ok(()),
+        }
         let pidfile = line
             .pidfile
             .as_deref()
@@ -119,6 +117,16 @@ fn run(line: &CommandLine) -> Result<(), String> {
     ended
 }
 
+async fn set_up_all(daemon: &Daemon, steps: &[Step]) -> Result<(), String> {
+    for step in steps {
+        daemon
+            .set_up(step)
+            .await
+            .map_err(|error| format!("--{} {}: {}", step.option, step.text, error.desc))?;
+    }
+    Ok(())
+}
+
 /// The signals that end the daemon in good order, from when this is made.
 pub(crate) struct EndSignals {
     terminate: Signal,
@@ -137,6 +145,15 @@ impl EndSignals {
             interrupt: signal(SignalKind::interrupt())?,
             hang_up: signal(SignalKind::hangup())?,
         })
+    }
+
+    /// Waits for any of them.
+    async fn any(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+            _ = self.hang_up.recv() => {}
+        }
     }
 }
 
@@ -225,9 +242,7 @@ impl Daemon {
     pub(crate) async fn wait_for_end(&self, signals: &mut EndSignals) {
         tokio::select! {
             () = self.quit.notified() => {}
-            _ = signals.terminate.recv() => {}
-            _ = signals.interrupt.recv() => {}
-            _ = signals.hang_up.recv() => {}
+            () = signals.any() => {}
         }
     }
 

@@ -99,6 +99,9 @@ CALLS = [
     ("query-blockstats", {"query-nodes": True}, names("node-name", "disk", "file")),
     ("x-debug-query-block-graph", {}, lambda answer: len(answer["nodes"]) == 2 and len(answer["edges"]) == 1),
     ("block_resize", {"node-name": "disk", "size": 16 << 20}, None),
+    ("blockdev-reopen", {"options": [{"driver": "qcow2", "file": "file", "node-name": "disk", "read-only": True}]}, None),
+    ("block_resize", {"node-name": "disk", "size": 8 << 20}, Fails("read-only")),
+    ("blockdev-reopen", {"options": [{"driver": "qcow2", "file": "file", "node-name": "disk"}]}, None),
     ("blockdev-del", {"node-name": "file"}, Fails("busy|in use")),
     # Exports, in today's way and in the older one.
     ("nbd-server-start", {"addr": NBD_ADDRESS, "max-connections": 5}, None),
