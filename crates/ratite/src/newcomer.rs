@@ -83,6 +83,8 @@ async fn set_up(daemon: &Daemon, folder: &Path) -> anyhow::Result<()> {
 
 fn welcome(folder: &Path) -> String {
     let folder = folder.display();
+    let program = std::env::current_exe().unwrap_or_else(|_| "ratite".into());
+    let ratite = program.display();
     format!(
         "\
 Ratite {version} is serving a fresh 10 GiB qcow2 disk, steered over QMP.
@@ -93,10 +95,10 @@ Ratite {version} is serving a fresh 10 GiB qcow2 disk, steered over QMP.
 
 Try, in another terminal:
 
-  nbdinfo  'nbd+unix:///disk?socket={folder}/nbd.sock'
-  qemu-io  -f raw -c 'write -P 42 0 1M' 'nbd+unix:///disk?socket={folder}/nbd.sock'
-  ratite qmp {folder}/qmp.sock
-  echo '{{\"execute\":\"qmp_capabilities\"}} {{\"execute\":\"query-block-exports\"}}' | nc -U -q1 {folder}/qmp.sock
+  {ratite} qmp {folder}/qmp.sock query-block-exports
+  {ratite} qmp {folder}/qmp.sock                # a shell with completion
+  nbdinfo 'nbd+unix:///disk?socket={folder}/nbd.sock'   # package libnbd-bin
+  qemu-io -f raw -c 'write -P 42 0 1M' 'nbd+unix:///disk?socket={folder}/nbd.sock'   # qemu-utils
 
 The folder goes away at the end.
 ",
