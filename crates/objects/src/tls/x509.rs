@@ -1,8 +1,4 @@
-//! `tls-creds-x509`: what a TLS server or client needs, from a folder of PEM files.
-
-mod certificates;
-mod distinguished_name;
-mod files;
+//! `tls-creds-x509`: TLS with certificates.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -19,25 +15,13 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
 use serde_json::Value;
 
+use super::{End, check_priority, files, wrong_setup};
 use crate::error::ObjectError;
 use crate::object::{Object, Property, as_options, property_not_found};
 use crate::tree::ObjectTree;
 use crate::types::{ObjectTypes, TypeSpec, USER_CREATABLE};
 
-pub use distinguished_name::distinguished_name;
-pub use files::TLS_FILE_BYTES_MAX;
-
-/// Values of `priority` that ask for no more than the defaults.
-const DEFAULT_PRIORITIES: [&str; 3] = ["", "NORMAL", "@SYSTEM"];
-
-pub(crate) fn register(types: &mut ObjectTypes) {
-    let shared = vec![
-        Property::writable("endpoint", "QCryptoTLSCredsEndpoint"),
-        Property::writable("dir", "string"),
-        Property::writable("verify-peer", "bool"),
-        Property::writable("priority", "string"),
-    ];
-    types.register(TypeSpec::abstract_type("tls-creds", "object", shared));
+pub(super) fn register(types: &mut ObjectTypes) {
     let own = vec![
         Property::writable("sanity-check", "bool"),
         Property::writable("passwordid", "string"),
@@ -56,15 +40,10 @@ pub(crate) fn register(types: &mut ObjectTypes) {
     );
 }
 
-enum Config {
-    Server(Arc<ServerConfig>),
-    Client(Arc<ClientConfig>),
-}
-
 /// Credentials with certificates. What they give is decided when they are made; setting their
 /// properties later changes what they show and nothing else.
 pub struct TlsCredsX509 {
-    config: Config,
+    end: End,
     shown: Mutex<TlsCredsX509Properties>,
 }
 
@@ -72,13 +51,7 @@ impl TlsCredsX509 {
     fn load(tree: &ObjectTree, options: TlsCredsX509Properties) -> Result<Self, ObjectError> {
         let dir = options.dir.as_deref();
         let dir = dir.ok_or_else(|| ObjectError::invalid("Missing 'dir' property value"))?;
-        let priority = options.priority.as_deref().unwrap_or_default();
-        if !DEFAULT_PRIORITIES.contains(&priority) {
-            return Err(ObjectError::invalid(format!(
-                "TLS priority '{priority}' is not supported: leave 'priority' out to use TLS 1.2 \
-                 and 1.3 with the default ciphers"
-            )));
-        }
+        check_priority(options.priority.as_deref())?;
         let endpoint = options.endpoint.unwrap_or(QCryptoTLSCredsEndpoint::Client);
         let verify_peer = options.verify_peer.unwrap_or(true);
         let password = match &options.passwordid {
@@ -89,46 +62,26 @@ impl TlsCredsX509 {
         let files = files::Files::read(dir, endpoint)?;
         let sanity_check = options.sanity_check.unwrap_or(true);
         let material = files.load(endpoint, sanity_check, password.as_deref(), &provider)?;
-        let config = match endpoint {
+        let end = match endpoint {
             QCryptoTLSCredsEndpoint::Server => {
-                Config::Server(server_config(provider, material, verify_peer)?)
+                End::Server(server_config(provider, material, verify_peer)?.into())
             }
+            // With `verify-peer` the server's certificate must name the host in its subject
+            // alternative names.
             QCryptoTLSCredsEndpoint::Client => {
-                Config::Client(client_config(provider, material, verify_peer)?)
+                End::Client(client_config(provider, material, verify_peer)?.into())
             }
         };
         Ok(Self {
-            config,
+            end,
             shown: Mutex::new(options),
         })
     }
 
-    /// What a server needs.
-    ///
-    /// # Errors
-    /// They are for a client.
-    pub fn server_config(&self) -> Result<Arc<ServerConfig>, ObjectError> {
-        match &self.config {
-            Config::Server(config) => Ok(Arc::clone(config)),
-            Config::Client(_) => Err(ObjectError::WrongEndpoint("server")),
-        }
+    /// The end of TLS sessions that they are for.
+    pub(super) fn end(&self) -> &End {
+        &self.end
     }
-
-    /// What a client needs. With `verify-peer` the server's certificate must name the host in its
-    /// subject alternative names.
-    ///
-    /// # Errors
-    /// They are for a server.
-    pub fn client_config(&self) -> Result<Arc<ClientConfig>, ObjectError> {
-        match &self.config {
-            Config::Client(config) => Ok(Arc::clone(config)),
-            Config::Server(_) => Err(ObjectError::WrongEndpoint("client")),
-        }
-    }
-}
-
-fn wrong_setup(error: impl std::fmt::Display) -> ObjectError {
-    ObjectError::invalid(format!("Cannot use the TLS credentials: {error}"))
 }
 
 fn server_config(
