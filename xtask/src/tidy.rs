@@ -38,6 +38,7 @@ const LAYERS: &[&[&str]] = &[
         "netdev",
         "chardev",
         "display",
+        "tls-session",
         "objects",
         "monitor",
         "qmp-client",

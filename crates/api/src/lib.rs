@@ -4,6 +4,10 @@
 //! into [`generated`], which is checked in. What `schema/pending.toml` lists is left out of all of
 //! it, so what this crate has is what the server serves.
 //!
+//! A value of an enum that only some builds have is under a condition in the schema (`'if':
+//! 'CONFIG_TLS_ANON_PSK'`) and under a cargo feature here (`tls-anon-psk`): a build without it neither
+//! lists the value nor takes it, and says which feature it lacks.
+//!
 //! # What a server uses
 //!
 //! - per schema module a trait of handlers (`JobCommands`) and a function (`register_job`) that
@@ -62,7 +66,12 @@ pub use visit::{
 pub use qmp_wire::ErrorClass;
 
 /// What `query-qmp-schema` answers, as one line of ASCII JSON text.
+#[cfg(not(feature = "tls-anon-psk"))]
 pub const INTROSPECTION: &str = include_str!("generated/introspection.json").trim_ascii();
+/// What `query-qmp-schema` answers, as one line of ASCII JSON text.
+#[cfg(feature = "tls-anon-psk")]
+pub const INTROSPECTION: &str =
+    include_str!("generated/introspection-tls-anon-psk.json").trim_ascii();
 
 #[cfg(test)]
 mod tests;

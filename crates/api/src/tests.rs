@@ -6,6 +6,7 @@
 mod generated;
 
 mod agreement;
+mod feature;
 mod keyval;
 mod language;
 mod table;

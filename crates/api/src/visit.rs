@@ -389,7 +389,11 @@ impl<'a> Input<'a> {
     ///
     /// # Errors
     /// When it is no string, or none of the enum's.
-    pub fn into_enum<T: Copy>(self, parse: fn(&str) -> Option<T>) -> Result<T, QmpError> {
+    pub fn into_enum<T: Copy>(
+        self,
+        parse: fn(&str) -> Option<T>,
+        lacking_feature: fn(&str) -> Option<&'static str>,
+    ) -> Result<T, QmpError> {
         let text = if self.is_keyval() {
             Some(self.option_text()?)
         } else {
@@ -398,7 +402,13 @@ impl<'a> Input<'a> {
         let Some(text) = text else {
             return Err(self.wrong_type("string"));
         };
-        parse(text).ok_or_else(|| self.wrong_enum_value(text))
+        parse(text).ok_or_else(|| {
+            let mut error = self.wrong_enum_value(text);
+            if let Some(feature) = lacking_feature(text) {
+                error.desc += &format!("; this build lacks the cargo feature '{feature}'");
+            }
+            error
+        })
     }
 
     fn deeper(&self) -> Result<Context<'a>, QmpError> {
@@ -593,28 +603,39 @@ pub fn put_optional<T: ToQapi>(out: &mut Map<String, Value>, name: &str, value: 
 
 /// An enum of the schema: its Rust type from its values and their strings.
 macro_rules! qapi_enum {
-    ($(#[$attribute:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident = $text:literal,)* }) => {
+    ($(#[$attribute:meta])* $name:ident {
+        $($(#[$doc:meta])* $variant:ident = $text:literal $(if $feature:literal)?,)*
+    }) => {
         $(#[$attribute])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum $name {
-            $($(#[$doc])* $variant,)*
+            $($(#[$doc])* $(#[cfg(feature = $feature)])? $variant,)*
         }
 
         impl $name {
             /// Every value, in the schema's order.
-            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+            pub const ALL: &'static [Self] =
+                &[$($(#[cfg(feature = $feature)])? Self::$variant,)*];
 
             /// The string on the wire.
             pub fn as_str(self) -> &'static str {
                 match self {
-                    $(Self::$variant => $text,)*
+                    $($(#[cfg(feature = $feature)])? Self::$variant => $text,)*
                 }
             }
 
             /// The value of this string.
             pub fn from_name(name: &str) -> Option<Self> {
                 match name {
-                    $($text => Some(Self::$variant),)*
+                    $($(#[cfg(feature = $feature)])? $text => Some(Self::$variant),)*
+                    _ => None,
+                }
+            }
+
+            /// The cargo feature that this build lacks to have the value of this string.
+            fn lacking_feature(name: &str) -> Option<&'static str> {
+                match name {
+                    $($(#[cfg(not(feature = $feature))] $text => Some($feature),)?)*
                     _ => None,
                 }
             }
@@ -639,7 +660,7 @@ macro_rules! qapi_enum {
 
         impl $crate::FromQapi for $name {
             fn from_qapi(input: $crate::Input<'_>) -> Result<Self, $crate::QmpError> {
-                input.into_enum(Self::from_name)
+                input.into_enum(Self::from_name, Self::lacking_feature)
             }
         }
 

@@ -140,10 +140,10 @@ async fn handshake(state: &ServerState, stream: Stream) -> Result<Begun, Handsha
 }
 
 async fn start_tls(state: &ServerState, plain: &Transport) -> Result<Transport, HandshakeError> {
-    let Some(config) = &state.options.tls else {
+    let Some(server) = &state.options.tls else {
         return Err(io::Error::from(io::ErrorKind::Unsupported).into());
     };
-    let tls = TlsStream::accept(plain.stream().clone(), Arc::clone(config)).await?;
+    let tls = TlsStream::accept(plain.stream().clone(), server).await?;
     if let Some(authorizer) = &state.options.authorizer {
         let certificate = tls.client_certificate();
         let name = certificate.as_deref().and_then(subject_of);

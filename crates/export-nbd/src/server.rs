@@ -9,7 +9,7 @@ use std::time::Duration;
 use host_io::{ExecutorHandle, Listener, Stream};
 use nbd_wire::{ExportInfo, Exports, ListedExport};
 use parking_lot::Mutex;
-use rustls::ServerConfig;
+use tls_session::ServerTls;
 
 use crate::NbdServerError;
 use crate::changed::Changed;
@@ -27,7 +27,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Clone)]
 pub struct NbdServerOptions {
     /// TLS, which clients must then use.
-    pub tls: Option<Arc<ServerConfig>>,
+    pub tls: Option<ServerTls>,
     /// Asked about each client's certificate.
     pub authorizer: Option<Authorizer>,
     /// How many clients may be connected at once; 0 for no limit. Others wait.

@@ -1,11 +1,11 @@
-//! TLS over a socket: rustls does the protocol, the socket's operations stay those of `host-io`.
+//! TLS over a socket: `tls-session` does the protocol, the socket's operations stay those of
+//! `host-io`.
 
 use std::cell::RefCell;
-use std::io::{self, Read, Write};
-use std::sync::Arc;
+use std::io;
 
 use host_io::{IoBuf, IoBytes, Stream};
-use rustls::{ServerConfig, ServerConnection};
+use tls_session::{ServerTls, TlsSession};
 
 /// How much cipher text is received or sent at a time: a few records of 16 KiB.
 const CIPHER_BYTES: usize = 64 << 10;
@@ -13,7 +13,7 @@ const CIPHER_BYTES: usize = 64 << 10;
 /// The server's end of a TLS session whose handshake is done.
 pub(crate) struct TlsStream {
     stream: Stream,
-    session: RefCell<ServerConnection>,
+    session: RefCell<TlsSession>,
     /// Received, and not taken by the session yet, which holds little plain text at a time.
     cipher: RefCell<IoBytes>,
 }
@@ -23,8 +23,8 @@ impl TlsStream {
     ///
     /// # Errors
     /// The host's, or `InvalidData` with what is wrong with the peer or its certificate.
-    pub(crate) async fn accept(stream: Stream, config: Arc<ServerConfig>) -> io::Result<Self> {
-        let session = ServerConnection::new(config).map_err(io::Error::other)?;
+    pub(crate) async fn accept(stream: Stream, server: &ServerTls) -> io::Result<Self> {
+        let session = server.session().map_err(io::Error::other)?;
         let tls = Self {
             stream,
             session: RefCell::new(session),
@@ -52,16 +52,14 @@ impl TlsStream {
 
     /// The certificate that the client has shown, in DER.
     pub(crate) fn client_certificate(&self) -> Option<Vec<u8>> {
-        let session = self.session.borrow();
-        let first = session.peer_certificates()?.first()?;
-        Some(first.to_vec())
+        self.session.borrow().peer_certificate()
     }
 
     /// Receives up to `buf.len()` bytes of plain text; 0 is the end of the stream, which has to be
     /// announced in TLS.
     pub(crate) async fn recv(&self, mut buf: IoBuf) -> (io::Result<usize>, IoBuf) {
         loop {
-            let read = self.session.borrow_mut().reader().read(&mut buf);
+            let read = self.session.borrow_mut().read_plain(&mut buf);
             match read {
                 Ok(count) => return (Ok(count), buf),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -82,7 +80,7 @@ impl TlsStream {
             let mut rest = part.slice(..);
             while !rest.is_empty() {
                 // The session's buffer takes only so much, then it has to be emptied.
-                let taken = self.session.borrow_mut().writer().write(&rest)?;
+                let taken = self.session.borrow_mut().write_plain(&rest)?;
                 rest = rest.slice(taken..);
                 if !rest.is_empty() {
                     self.send_cipher().await?;
@@ -99,15 +97,9 @@ impl TlsStream {
     }
 
     async fn send_cipher(&self) -> io::Result<()> {
-        while self.session.borrow().wants_write() {
+        while self.session.borrow().has_cipher() {
             let mut cipher = IoBuf::with_len(CIPHER_BYTES);
-            let mut filled = 0;
-            while let Some(mut room) = cipher.get_mut(filled..) {
-                if room.is_empty() || !self.session.borrow().wants_write() {
-                    break;
-                }
-                filled += self.session.borrow_mut().write_tls(&mut room)?;
-            }
+            let filled = self.session.borrow_mut().take_cipher(&mut cipher)?;
             cipher.truncate(filled);
             self.stream.send_all(cipher.freeze()).await?;
         }
@@ -121,19 +113,10 @@ impl TlsStream {
             cipher.truncate(result?);
             self.cipher.replace(cipher.freeze());
         }
-        let mut session = self.session.borrow_mut();
         let mut cipher = self.cipher.borrow_mut();
-        // Nothing at all tells the session that the stream has ended: its reader knows whether that
-        // is right.
-        let mut rest = &**cipher;
-        let taken = session.read_tls(&mut rest)?;
+        // Nothing at all tells the session that the stream has ended.
+        let taken = self.session.borrow_mut().put_cipher(&cipher)?;
         *cipher = cipher.slice(taken..);
-        session
-            .process_new_packets()
-            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-        if taken == 0 && session.is_handshaking() {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
         Ok(())
     }
 }

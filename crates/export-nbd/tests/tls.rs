@@ -121,7 +121,7 @@ impl TlsRig {
         let names = Arc::<Mutex<Vec<String>>>::default();
         let seen = Arc::clone(&names);
         let options = NbdServerOptions {
-            tls: Some(Arc::clone(&authority.config)),
+            tls: Some(Arc::clone(&authority.config).into()),
             authorizer: Some(Arc::new(move |name| {
                 seen.lock().unwrap().push(name.to_owned());
                 name == allowed

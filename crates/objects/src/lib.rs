@@ -52,6 +52,8 @@ pub use iothread::{IoThread, IoThreadSettings, THREAD_POOL_MAX};
 pub use object::{Object, Property};
 pub use secret::{SECRET_FILE_BYTES_MAX, Secret};
 pub use throttle::{LIMIT_MAX, ThrottleGroup};
+#[cfg(feature = "tls-anon-psk")]
+pub use tls::TlsCredsWithoutCertificates;
 pub use tls::{TLS_FILE_BYTES_MAX, TlsCredsX509, distinguished_name};
 pub use tree::{ChildSource, MAX_DEPTH, MAX_OBJECTS, ObjectHold, ObjectTree};
 pub use types::{Factory, ObjectTypes, TypeSpec};

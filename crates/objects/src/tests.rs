@@ -1,5 +1,7 @@
 mod lookups;
 mod tls;
+#[cfg(feature = "tls-anon-psk")]
+mod tls_without_certificates;
 mod transcripts;
 mod tree;
 

@@ -1,31 +1,25 @@
-//! `tls-creds-x509`: what a TLS server or client needs, from a folder of PEM files.
+//! `tls-creds-*`: what a TLS server or client needs, from a folder of files.
 
 mod certificates;
 mod distinguished_name;
 mod files;
+#[cfg(feature = "tls-anon-psk")]
+mod without_certificates;
+mod x509;
 
-use std::any::Any;
 use std::sync::Arc;
 
-use api::{
-    ObjectOptionsBranch, ObjectType, QCryptoTLSCredsEndpoint, TlsCredsX509Properties, ToQapi,
-};
-use parking_lot::Mutex;
-use rustls::client::WebPkiServerVerifier;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::CryptoProvider;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::server::WebPkiClientVerifier;
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
-use serde_json::Value;
+use tls_session::{ClientTls, ServerTls};
 
 use crate::error::ObjectError;
-use crate::object::{Object, Property, as_options, property_not_found};
-use crate::tree::ObjectTree;
-use crate::types::{ObjectTypes, TypeSpec, USER_CREATABLE};
+use crate::object::{Object, Property};
+use crate::types::{ObjectTypes, TypeSpec};
 
 pub use distinguished_name::distinguished_name;
 pub use files::TLS_FILE_BYTES_MAX;
+#[cfg(feature = "tls-anon-psk")]
+pub use without_certificates::TlsCredsWithoutCertificates;
+pub use x509::TlsCredsX509;
 
 /// Values of `priority` that ask for no more than the defaults.
 const DEFAULT_PRIORITIES: [&str; 3] = ["", "NORMAL", "@SYSTEM"];
@@ -38,244 +32,57 @@ pub(crate) fn register(types: &mut ObjectTypes) {
         Property::writable("priority", "string"),
     ];
     types.register(TypeSpec::abstract_type("tls-creds", "object", shared));
-    let own = vec![
-        Property::writable("sanity-check", "bool"),
-        Property::writable("passwordid", "string"),
-    ];
-    types.register(
-        TypeSpec::concrete("tls-creds-x509", "tls-creds", own).with_interface(USER_CREATABLE),
-    );
-    types.register_factory(
-        ObjectType::TlsCredsX509,
-        Box::new(|tree, _id, options| match options {
-            ObjectOptionsBranch::TlsCredsX509(options) => {
-                Ok(Arc::new(TlsCredsX509::load(tree, *options)?))
-            }
-            other => Err(ObjectError::NotCreatable(other.kind().to_string())),
-        }),
-    );
+    #[cfg(feature = "tls-anon-psk")]
+    without_certificates::register(types);
+    x509::register(types);
 }
 
-enum Config {
-    Server(Arc<ServerConfig>),
-    Client(Arc<ClientConfig>),
+/// The end of TLS sessions that credentials are for.
+#[derive(Clone)]
+pub(crate) enum End {
+    Server(ServerTls),
+    Client(ClientTls),
 }
 
-/// Credentials with certificates. What they give is decided when they are made; setting their
-/// properties later changes what they show and nothing else.
-pub struct TlsCredsX509 {
-    config: Config,
-    shown: Mutex<TlsCredsX509Properties>,
-}
-
-impl TlsCredsX509 {
-    fn load(tree: &ObjectTree, options: TlsCredsX509Properties) -> Result<Self, ObjectError> {
-        let dir = options.dir.as_deref();
-        let dir = dir.ok_or_else(|| ObjectError::invalid("Missing 'dir' property value"))?;
-        let priority = options.priority.as_deref().unwrap_or_default();
-        if !DEFAULT_PRIORITIES.contains(&priority) {
-            return Err(ObjectError::invalid(format!(
-                "TLS priority '{priority}' is not supported: leave 'priority' out to use TLS 1.2 \
-                 and 1.3 with the default ciphers"
-            )));
-        }
-        let endpoint = options.endpoint.unwrap_or(QCryptoTLSCredsEndpoint::Client);
-        let verify_peer = options.verify_peer.unwrap_or(true);
-        let password = match &options.passwordid {
-            Some(id) => Some(tree.secret(id)?),
-            None => None,
-        };
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let files = files::Files::read(dir, endpoint)?;
-        let sanity_check = options.sanity_check.unwrap_or(true);
-        let material = files.load(endpoint, sanity_check, password.as_deref(), &provider)?;
-        let config = match endpoint {
-            QCryptoTLSCredsEndpoint::Server => {
-                Config::Server(server_config(provider, material, verify_peer)?)
-            }
-            QCryptoTLSCredsEndpoint::Client => {
-                Config::Client(client_config(provider, material, verify_peer)?)
-            }
-        };
-        Ok(Self {
-            config,
-            shown: Mutex::new(options),
-        })
-    }
-
-    /// What a server needs.
-    ///
-    /// # Errors
-    /// They are for a client.
-    pub fn server_config(&self) -> Result<Arc<ServerConfig>, ObjectError> {
-        match &self.config {
-            Config::Server(config) => Ok(Arc::clone(config)),
-            Config::Client(_) => Err(ObjectError::WrongEndpoint("server")),
+impl End {
+    pub(crate) fn server(self) -> Result<ServerTls, ObjectError> {
+        match self {
+            Self::Server(server) => Ok(server),
+            Self::Client(_) => Err(ObjectError::WrongEndpoint("server")),
         }
     }
 
-    /// What a client needs. With `verify-peer` the server's certificate must name the host in its
-    /// subject alternative names.
-    ///
-    /// # Errors
-    /// They are for a server.
-    pub fn client_config(&self) -> Result<Arc<ClientConfig>, ObjectError> {
-        match &self.config {
-            Config::Client(config) => Ok(Arc::clone(config)),
-            Config::Server(_) => Err(ObjectError::WrongEndpoint("client")),
+    pub(crate) fn client(self) -> Result<ClientTls, ObjectError> {
+        match self {
+            Self::Client(client) => Ok(client),
+            Self::Server(_) => Err(ObjectError::WrongEndpoint("client")),
         }
     }
+}
+
+/// What the object is for, if it is credentials.
+pub(crate) fn end_of(object: Arc<dyn Object>) -> Option<End> {
+    let object = object.as_any();
+    #[cfg(feature = "tls-anon-psk")]
+    let object = match object.downcast::<TlsCredsWithoutCertificates>() {
+        Ok(creds) => return Some(creds.end().clone()),
+        Err(object) => object,
+    };
+    let creds = object.downcast::<TlsCredsX509>().ok()?;
+    Some(creds.end().clone())
+}
+
+fn check_priority(priority: Option<&str>) -> Result<(), ObjectError> {
+    let priority = priority.unwrap_or_default();
+    if DEFAULT_PRIORITIES.contains(&priority) {
+        return Ok(());
+    }
+    Err(ObjectError::invalid(format!(
+        "TLS priority '{priority}' is not supported: leave 'priority' out to use TLS 1.2 and 1.3 \
+         with the default ciphers"
+    )))
 }
 
 fn wrong_setup(error: impl std::fmt::Display) -> ObjectError {
     ObjectError::invalid(format!("Cannot use the TLS credentials: {error}"))
-}
-
-fn server_config(
-    provider: Arc<CryptoProvider>,
-    material: files::Material,
-    verify_peer: bool,
-) -> Result<Arc<ServerConfig>, ObjectError> {
-    let key = material.own.ok_or_else(|| wrong_setup("no certificate"))?;
-    let verifier = if verify_peer {
-        let roots = roots(&material.authorities)?;
-        let builder = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(&provider));
-        // A list of revoked certificates says nothing of authorities that it is not from.
-        builder
-            .with_crls(material.revoked)
-            .allow_unknown_revocation_status()
-            .build()
-            .map_err(wrong_setup)?
-    } else {
-        WebPkiClientVerifier::no_client_auth()
-    };
-    let builder = ServerConfig::builder_with_provider(provider);
-    let builder = builder
-        .with_safe_default_protocol_versions()
-        .map_err(wrong_setup)?
-        .with_client_cert_verifier(verifier);
-    let config = builder.with_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(key)));
-    Ok(Arc::new(config))
-}
-
-fn client_config(
-    provider: Arc<CryptoProvider>,
-    material: files::Material,
-    verify_peer: bool,
-) -> Result<Arc<ClientConfig>, ObjectError> {
-    let verifier: Arc<dyn ServerCertVerifier> = if verify_peer {
-        let roots = roots(&material.authorities)?;
-        let builder = WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider));
-        builder
-            .with_crls(material.revoked)
-            .allow_unknown_revocation_status()
-            .build()
-            .map_err(wrong_setup)?
-    } else {
-        Arc::new(AnyServer(Arc::clone(&provider)))
-    };
-    let builder = ClientConfig::builder_with_provider(provider);
-    let builder = builder
-        .with_safe_default_protocol_versions()
-        .map_err(wrong_setup)?
-        .dangerous()
-        .with_custom_certificate_verifier(verifier);
-    let config = match material.own {
-        Some(key) => {
-            let key = rustls::sign::SingleCertAndKey::from(key);
-            builder.with_client_cert_resolver(Arc::new(key))
-        }
-        None => builder.with_no_client_auth(),
-    };
-    Ok(Arc::new(config))
-}
-
-fn roots(authorities: &[CertificateDer<'static>]) -> Result<Arc<RootCertStore>, ObjectError> {
-    let mut roots = RootCertStore::empty();
-    for authority in authorities {
-        roots.add(authority.clone()).map_err(wrong_setup)?;
-    }
-    Ok(Arc::new(roots))
-}
-
-/// Takes any server's certificate, as `verify-peer=off` asks for. The server must still have the
-/// certificate's key.
-#[derive(Debug)]
-struct AnyServer(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for AnyServer {
-    fn verify_server_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        rustls::crypto::verify_tls12_signature(message, cert, dss, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, cert, dss, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
-}
-
-impl Object for TlsCredsX509 {
-    fn type_name(&self) -> &str {
-        "tls-creds-x509"
-    }
-
-    fn get(&self, property: &str) -> Result<Value, ObjectError> {
-        let shown = self.shown.lock();
-        let text = |text: &Option<String>| Value::from(text.as_deref().unwrap_or_default());
-        let endpoint = shown.endpoint.unwrap_or(QCryptoTLSCredsEndpoint::Client);
-        Ok(match property {
-            "endpoint" => endpoint.to_qapi(),
-            "dir" => text(&shown.dir),
-            "verify-peer" => Value::from(shown.verify_peer.unwrap_or(true)),
-            "priority" => text(&shown.priority),
-            "sanity-check" => Value::from(shown.sanity_check.unwrap_or(true)),
-            "passwordid" => text(&shown.passwordid),
-            _ => return Err(property_not_found(self, property)),
-        })
-    }
-
-    fn set(&self, property: &str, value: Value) -> Result<(), ObjectError> {
-        let new: TlsCredsX509Properties = api::from_json(as_options(property, value))?;
-        let mut shown = self.shown.lock();
-        match property {
-            "endpoint" => shown.endpoint = new.endpoint,
-            "dir" => shown.dir = new.dir,
-            "verify-peer" => shown.verify_peer = new.verify_peer,
-            "priority" => shown.priority = new.priority,
-            "sanity-check" => shown.sanity_check = new.sanity_check,
-            "passwordid" => shown.passwordid = new.passwordid,
-            _ => return Err(property_not_found(self, property)),
-        }
-        Ok(())
-    }
-
-    fn as_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {
-        self
-    }
 }

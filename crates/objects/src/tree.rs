@@ -8,6 +8,7 @@ use api::{ObjectOptions, ObjectPropertyInfo, ObjectPropertyValue};
 use indexmap::IndexMap;
 use parking_lot::Mutex;
 use serde_json::Value;
+use tls_session::{ClientTls, ServerTls};
 
 use crate::authz::{self, Authorizer};
 use crate::error::ObjectError;
@@ -15,7 +16,7 @@ use crate::iothread::IoThread;
 use crate::object::{Container, Object, Property};
 use crate::secret::Secret;
 use crate::throttle::ThrottleGroup;
-use crate::tls::TlsCredsX509;
+use crate::tls;
 use crate::types::ObjectTypes;
 
 /// The most objects that are in a tree at a time, containers included.
@@ -465,27 +466,26 @@ impl ObjectTree {
         Ok((group.map_err(|_| not_found())?, hold))
     }
 
-    fn tls_creds(&self, id: &str) -> Result<Arc<TlsCredsX509>, ObjectError> {
+    fn tls_end(&self, id: &str) -> Result<tls::End, ObjectError> {
         let object = self.object(id);
         let object = object.ok_or_else(|| ObjectError::NoTlsCreds(id.to_owned()))?;
-        let creds = object.as_any().downcast();
-        creds.map_err(|_| ObjectError::NotTlsCreds(id.to_owned()))
+        tls::end_of(object).ok_or_else(|| ObjectError::NotTlsCreds(id.to_owned()))
     }
 
     /// What a TLS server needs, from the credentials called `id`.
     ///
     /// # Errors
     /// In QEMU's words that there are none, or that they are for a client.
-    pub fn tls_server(&self, id: &str) -> Result<Arc<rustls::ServerConfig>, ObjectError> {
-        self.tls_creds(id)?.server_config()
+    pub fn tls_server(&self, id: &str) -> Result<ServerTls, ObjectError> {
+        self.tls_end(id)?.server()
     }
 
     /// What a TLS client needs, from the credentials called `id`.
     ///
     /// # Errors
     /// In QEMU's words that there are none, or that they are for a server.
-    pub fn tls_client(&self, id: &str) -> Result<Arc<rustls::ClientConfig>, ObjectError> {
-        self.tls_creds(id)?.client_config()
+    pub fn tls_client(&self, id: &str) -> Result<ClientTls, ObjectError> {
+        self.tls_end(id)?.client()
     }
 
     /// The object called `id` that decides who is let in.

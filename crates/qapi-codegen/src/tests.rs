@@ -8,7 +8,7 @@ use super::*;
 fn generated(text: &str) -> Result<BTreeMap<String, String>, CodegenError> {
     let loader = BTreeMap::from([("s.json".to_owned(), text.to_owned())]);
     let schema = qapi::load(&loader, "s.json", &qapi::Options::default())?;
-    Ok(generate(&schema)?
+    Ok(generate(&schema, None)?
         .into_iter()
         .map(|file| (file.name, file.text))
         .collect())
@@ -83,4 +83,71 @@ fn the_same_schema_gives_the_same_text() {
             .unwrap()
             .contains("// ===== s.rs\n")
     );
+}
+
+/// The text for builds with and without a feature that sets `X`.
+fn generated_for_feature(text: &str) -> Result<BTreeMap<String, String>, CodegenError> {
+    let loader = BTreeMap::from([("s.json".to_owned(), text.to_owned())]);
+    let schema = qapi::load(&loader, "s.json", &qapi::Options::default())?;
+    let restricted = |names: &[&str]| {
+        let config = names.iter().map(|name| (*name).to_owned()).collect();
+        schema.restrict(&config, &qapi::Pending::default())
+    };
+    let without = WithoutFeature {
+        feature: "x-more",
+        schema: &restricted(&[])?,
+    };
+    let files = generate(&restricted(&["X"])?, Some(&without))?;
+    let texts = files.into_iter().map(|file| (file.name, file.text));
+    Ok(texts.collect())
+}
+
+#[test]
+fn what_a_feature_adds_is_compiled_with_it_only() {
+    let files = generated_for_feature(
+        "{ 'enum': 'Kind', 'data': [ 'a', { 'name': 'b', 'if': 'X' } ] }\n\
+         { 'struct': 'Bb', 'data': { 'n': 'int' } }\n\
+         { 'union': 'Uu', 'base': { 'kind': 'Kind' }, 'discriminator': 'kind',\n\
+           'data': { 'b': { 'type': 'Bb', 'if': 'X' } } }\n\
+         { 'command': 'c', 'data': 'Uu', 'boxed': true }",
+    )
+    .unwrap();
+    let text = &files["s.rs"];
+    for line in [
+        "        A = \"a\",\n",
+        "        B = \"b\" if \"x-more\",\n",
+        "    A,\n",
+        "    #[cfg(feature = \"x-more\")] B(Box<Bb>),\n",
+        "            Self::A => Kind::A,\n",
+        "            #[cfg(feature = \"x-more\")] Self::B(_) => Kind::B,\n",
+        "            #[cfg(feature = \"x-more\")] Kind::B => UuBranch::B(",
+        "            #[cfg(feature = \"x-more\")] UuBranch::B(branch) => ",
+    ] {
+        assert!(text.contains(line), "{line}\n{text}");
+    }
+    assert!(files["introspection-x-more.json"].contains("\"b\""));
+    assert!(!files["introspection.json"].contains("\"b\""));
+}
+
+#[test]
+fn a_feature_adds_nothing_but_enum_values() {
+    let command = "{ 'command': 'c', 'data': 'Ss' }\n";
+    for (text, name) in [
+        (
+            "{ 'struct': 'Ss', 'data': { 'm': { 'type': 'int', 'if': 'X' } } }",
+            "Ss",
+        ),
+        (
+            "{ 'struct': 'Ss', 'data': {} }\n{ 'event': 'E', 'if': 'X' }",
+            "E",
+        ),
+    ] {
+        let error = generated_for_feature(&format!("{command}{text}")).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "'{name}': the cargo feature 'x-more' may add nothing but enum values and their branches"
+            )
+        );
+    }
 }

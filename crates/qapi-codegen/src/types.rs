@@ -9,22 +9,37 @@ use qapi::schema::{
 };
 use qapi::{Definition, Documentation, Schema};
 
-use crate::CodegenError;
 use crate::names::{Names, claim, field, variant};
 use crate::recursion::needs_box;
+use crate::{CodegenError, WithoutFeature};
 
 /// What generated text needs of the schema while one type is written.
 struct Writer<'a> {
     schema: &'a Schema,
     names: &'a Names,
+    without: Option<&'a WithoutFeature<'a>>,
     out: String,
 }
 
+/// A value of a union's discriminator, and what it selects.
+struct Case {
+    variant: String,
+    ty: Option<String>,
+    /// What stands before the variant wherever it is named; see [`guard`].
+    guard: String,
+}
+
 /// The types of one schema module.
-pub fn module(schema: &Schema, names: &Names, index: usize) -> Result<String, CodegenError> {
+pub fn module(
+    schema: &Schema,
+    names: &Names,
+    index: usize,
+    without: Option<&WithoutFeature<'_>>,
+) -> Result<String, CodegenError> {
     let mut writer = Writer {
         schema,
         names,
+        without,
         out: String::new(),
     };
     for (id, definition) in schema.definitions() {
@@ -177,7 +192,9 @@ impl Writer<'_> {
                     let _ = writeln!(self.out, "        /// `{}`.", value.name);
                 }
             }
-            let _ = writeln!(self.out, "        {name} = \"{}\",", value.name);
+            let feature = self.without.and_then(|w| w.adds(&definition.name, value));
+            let condition = feature.map_or(String::new(), |f| format!(" if \"{f}\""));
+            let _ = writeln!(self.out, "        {name} = \"{}\"{condition},", value.name);
         }
         self.out.push_str("    }\n}\n");
         Ok(())
@@ -348,6 +365,21 @@ impl Writer<'_> {
             return Err(unsupported("a discriminator without values"));
         }
         let name = self.names.ty(id).to_owned();
+        let tag_name = &self.schema.get(tag).name;
+        let cases: Vec<Case> = values
+            .iter()
+            .map(|value| {
+                let branch = branches.iter().find(|branch| branch.case == value.name);
+                let ty = branch
+                    .map(|branch| branch.ty)
+                    .filter(|ty| self.has_members(*ty));
+                Case {
+                    variant: variant(&value.name),
+                    ty: ty.map(|ty| self.names.ty(ty).to_owned()),
+                    guard: guard(self.without.and_then(|w| w.adds(tag_name, value))),
+                }
+            })
+            .collect();
         let tag = self.names.ty(tag).to_owned();
         self.out.push('\n');
         self.out.push_str(&definition_doc(definition));
@@ -357,19 +389,6 @@ impl Writer<'_> {
         );
         self.fields(id, &members, Some(discriminator))?;
         self.out.push_str("}\n");
-        let cases: Vec<(String, Option<String>)> = values
-            .iter()
-            .map(|value| {
-                let branch = branches.iter().find(|branch| branch.case == value.name);
-                let ty = branch
-                    .map(|branch| branch.ty)
-                    .filter(|ty| self.has_members(*ty));
-                (
-                    variant(&value.name),
-                    ty.map(|ty| self.names.ty(ty).to_owned()),
-                )
-            })
-            .collect();
         self.branch_enum(&name, &tag, discriminator, &cases);
         self.union_visitor(&name, &tag, discriminator, &members, &cases);
         Ok(())
@@ -380,35 +399,29 @@ impl Writer<'_> {
         is_union || !self.schema.all_members(id).is_empty()
     }
 
-    fn branch_enum(
-        &mut self,
-        name: &str,
-        tag: &str,
-        discriminator: &str,
-        cases: &[(String, Option<String>)],
-    ) {
+    fn branch_enum(&mut self, name: &str, tag: &str, discriminator: &str, cases: &[Case]) {
         let _ = writeln!(
             self.out,
             "\n/// What `{discriminator}` of [`{name}`] selects.\n#[derive(Debug, Clone, PartialEq)]\npub enum {name}Branch {{"
         );
-        for (variant, ty) in cases {
-            let _ = match ty {
-                Some(ty) => writeln!(
-                    self.out,
-                    "    /// [`{tag}::{variant}`].\n    {variant}(Box<{ty}>),"
-                ),
-                None => writeln!(self.out, "    /// [`{tag}::{variant}`].\n    {variant},"),
-            };
+        for Case { variant, ty, guard } in cases {
+            let data = ty
+                .as_ref()
+                .map_or(String::new(), |ty| format!("(Box<{ty}>)"));
+            let _ = writeln!(
+                self.out,
+                "    /// [`{tag}::{variant}`].\n    {guard}{variant}{data},"
+            );
         }
         let _ = writeln!(
             self.out,
             "}}\n\nimpl {name}Branch {{\n    /// The value of the discriminator.\n    pub fn kind(&self) -> {tag} {{\n        match self {{"
         );
-        for (variant, ty) in cases {
+        for Case { variant, ty, guard } in cases {
             let pattern = if ty.is_some() { "(_)" } else { "" };
             let _ = writeln!(
                 self.out,
-                "            Self::{variant}{pattern} => {tag}::{variant},"
+                "            {guard}Self::{variant}{pattern} => {tag}::{variant},"
             );
         }
         self.out.push_str("        }\n    }\n}\n");
@@ -420,7 +433,7 @@ impl Writer<'_> {
         tag: &str,
         discriminator: &str,
         members: &[&Member],
-        cases: &[(String, Option<String>)],
+        cases: &[Case],
     ) {
         let local = field(discriminator);
         let _ = writeln!(
@@ -441,7 +454,7 @@ impl Writer<'_> {
             );
         }
         let _ = writeln!(self.out, "        let {local} = match {local} {{");
-        for (variant, ty) in cases {
+        for Case { variant, ty, guard } in cases {
             let data = if ty.is_some() {
                 "(Box::new(QapiObject::read_members(members)?))"
             } else {
@@ -449,7 +462,7 @@ impl Writer<'_> {
             };
             let _ = writeln!(
                 self.out,
-                "            {tag}::{variant} => {name}Branch::{variant}{data},"
+                "            {guard}{tag}::{variant} => {name}Branch::{variant}{data},"
             );
         }
         let fields: Vec<String> = members.iter().map(|member| field(&member.name)).collect();
@@ -467,13 +480,13 @@ impl Writer<'_> {
             let _ = writeln!(self.out, "        {line}");
         }
         let _ = writeln!(self.out, "        match &self.{local} {{");
-        for (variant, _) in cases.iter().filter(|(_, ty)| ty.is_some()) {
+        for Case { variant, guard, .. } in cases.iter().filter(|case| case.ty.is_some()) {
             let _ = writeln!(
                 self.out,
-                "            {name}Branch::{variant}(branch) => branch.write_members(out),"
+                "            {guard}{name}Branch::{variant}(branch) => branch.write_members(out),"
             );
         }
-        if cases.iter().any(|(_, ty)| ty.is_none()) {
+        if cases.iter().any(|case| case.ty.is_none()) {
             self.out.push_str("            _ => {}\n");
         }
         self.out.push_str("        }\n    }\n}\n");
@@ -553,6 +566,13 @@ impl Writer<'_> {
             _ => "Object",
         }
     }
+}
+
+/// The attribute of what is only there with a cargo feature; nothing for what is always there.
+fn guard(feature: Option<&str>) -> String {
+    feature.map_or(String::new(), |name| {
+        format!("#[cfg(feature = \"{name}\")] ")
+    })
 }
 
 /// The expression that reads a member.

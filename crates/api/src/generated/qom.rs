@@ -1554,6 +1554,10 @@ qapi_enum! {
         Secret = "secret",
         /// shared I/O limits
         ThrottleGroup = "throttle-group",
+        /// TLS without certificates
+        TlsCredsAnon = "tls-creds-anon" if "tls-anon-psk",
+        /// TLS with shared keys
+        TlsCredsPsk = "tls-creds-psk" if "tls-anon-psk",
         /// TLS with certificates
         TlsCredsX509 = "tls-creds-x509",
     }
@@ -1583,6 +1587,10 @@ pub enum ObjectOptionsBranch {
     Secret(Box<SecretProperties>),
     /// [`ObjectType::ThrottleGroup`].
     ThrottleGroup(Box<ThrottleGroupProperties>),
+    /// [`ObjectType::TlsCredsAnon`].
+    #[cfg(feature = "tls-anon-psk")] TlsCredsAnon(Box<TlsCredsAnonProperties>),
+    /// [`ObjectType::TlsCredsPsk`].
+    #[cfg(feature = "tls-anon-psk")] TlsCredsPsk(Box<TlsCredsPskProperties>),
     /// [`ObjectType::TlsCredsX509`].
     TlsCredsX509(Box<TlsCredsX509Properties>),
 }
@@ -1597,6 +1605,8 @@ impl ObjectOptionsBranch {
             Self::Iothread(_) => ObjectType::Iothread,
             Self::Secret(_) => ObjectType::Secret,
             Self::ThrottleGroup(_) => ObjectType::ThrottleGroup,
+            #[cfg(feature = "tls-anon-psk")] Self::TlsCredsAnon(_) => ObjectType::TlsCredsAnon,
+            #[cfg(feature = "tls-anon-psk")] Self::TlsCredsPsk(_) => ObjectType::TlsCredsPsk,
             Self::TlsCredsX509(_) => ObjectType::TlsCredsX509,
         }
     }
@@ -1613,6 +1623,8 @@ impl QapiObject for ObjectOptions {
             ObjectType::Iothread => ObjectOptionsBranch::Iothread(Box::new(QapiObject::read_members(members)?)),
             ObjectType::Secret => ObjectOptionsBranch::Secret(Box::new(QapiObject::read_members(members)?)),
             ObjectType::ThrottleGroup => ObjectOptionsBranch::ThrottleGroup(Box::new(QapiObject::read_members(members)?)),
+            #[cfg(feature = "tls-anon-psk")] ObjectType::TlsCredsAnon => ObjectOptionsBranch::TlsCredsAnon(Box::new(QapiObject::read_members(members)?)),
+            #[cfg(feature = "tls-anon-psk")] ObjectType::TlsCredsPsk => ObjectOptionsBranch::TlsCredsPsk(Box::new(QapiObject::read_members(members)?)),
             ObjectType::TlsCredsX509 => ObjectOptionsBranch::TlsCredsX509(Box::new(QapiObject::read_members(members)?)),
         };
         Ok(Self { qom_type, id })
@@ -1628,6 +1640,8 @@ impl QapiObject for ObjectOptions {
             ObjectOptionsBranch::Iothread(branch) => branch.write_members(out),
             ObjectOptionsBranch::Secret(branch) => branch.write_members(out),
             ObjectOptionsBranch::ThrottleGroup(branch) => branch.write_members(out),
+            #[cfg(feature = "tls-anon-psk")] ObjectOptionsBranch::TlsCredsAnon(branch) => branch.write_members(out),
+            #[cfg(feature = "tls-anon-psk")] ObjectOptionsBranch::TlsCredsPsk(branch) => branch.write_members(out),
             ObjectOptionsBranch::TlsCredsX509(branch) => branch.write_members(out),
         }
     }

@@ -1,16 +1,14 @@
 //! Credentials with certificates made for each test.
 
 use std::path::Path;
-use std::sync::Arc;
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose,
     RevokedCertParams, SerialNumber, date_time_ymd,
 };
-use rustls::pki_types::ServerName;
-use rustls::{ClientConnection, ServerConnection};
 use serde_json::{Value, json};
+use tls_session::{ClientTls, ServerTls, TlsSession};
 
 use super::Server;
 use crate::{TLS_FILE_BYTES_MAX, distinguished_name};
@@ -137,31 +135,35 @@ impl Setup {
     }
 }
 
-fn handshake(
-    server: Arc<rustls::ServerConfig>,
-    client: Arc<rustls::ClientConfig>,
+fn handshake(server: ServerTls, client: ClientTls, host: &str) -> Result<Option<String>, String> {
+    let (server, _) = shake_hands(&server, &client, host)?;
+    let peer = server.peer_certificate();
+    Ok(peer.map(|certificate| distinguished_name(&certificate).unwrap()))
+}
+
+/// A session's two ends, or what one of them says is wrong.
+pub(super) fn shake_hands(
+    server: &ServerTls,
+    client: &ClientTls,
     host: &str,
-) -> Result<Option<String>, String> {
-    let mut server = ServerConnection::new(server).unwrap();
-    let name = ServerName::try_from(host.to_owned()).unwrap();
-    let mut client = ClientConnection::new(client, name).unwrap();
+) -> Result<(TlsSession, TlsSession), String> {
+    let mut server = server.session().unwrap();
+    let mut client = client.session(host).unwrap();
+    let mut bytes = vec![0; 64 << 10];
     for _ in 0..10 {
-        let mut bytes = Vec::new();
-        client.write_tls(&mut bytes).unwrap();
-        server.read_tls(&mut bytes.as_slice()).unwrap();
-        server
-            .process_new_packets()
-            .map_err(|error| format!("server: {error}"))?;
-        let mut bytes = Vec::new();
-        server.write_tls(&mut bytes).unwrap();
-        client.read_tls(&mut bytes.as_slice()).unwrap();
-        client
-            .process_new_packets()
-            .map_err(|error| format!("client: {error}"))?;
+        let count = client.take_cipher(&mut bytes).unwrap();
+        if count > 0 {
+            let put = server.put_cipher(&bytes[..count]);
+            put.map_err(|error| format!("server: {error}"))?;
+        }
+        let count = server.take_cipher(&mut bytes).unwrap();
+        if count > 0 {
+            let put = client.put_cipher(&bytes[..count]);
+            put.map_err(|error| format!("client: {error}"))?;
+        }
     }
     assert!(!client.is_handshaking() && !server.is_handshaking());
-    let peer = server.peer_certificates().and_then(<[_]>::first);
-    Ok(peer.map(|certificate| distinguished_name(certificate).unwrap()))
+    Ok((server, client))
 }
 
 #[test]
@@ -175,11 +177,11 @@ fn both_ends_know_each_other() {
     assert!(wrong_host.unwrap_err().starts_with("client: "));
     let tree = &setup.server.tree;
     assert_eq!(
-        tree.tls_server(&client).unwrap_err().to_string(),
+        tree.tls_server(&client).err().unwrap().to_string(),
         "Expected TLS credentials for a server endpoint"
     );
     assert_eq!(
-        tree.tls_client(&server).unwrap_err().to_string(),
+        tree.tls_client(&server).err().unwrap().to_string(),
         "Expected TLS credentials for a client endpoint"
     );
 }
@@ -194,7 +196,7 @@ fn a_peer_that_nobody_vouches_for_is_refused() {
     let stranger = other.server.tree.tls_client(&stranger).unwrap();
     let tree = &setup.server.tree;
     let config = tree.tls_server(&server).unwrap();
-    let refused = handshake(config, Arc::clone(&stranger), "localhost");
+    let refused = handshake(config, stranger.clone(), "localhost");
     assert!(refused.unwrap_err().starts_with("server: "));
     // Neither end asks.
     let config = tree.tls_server(&open_server).unwrap();

@@ -25,7 +25,7 @@ pub const TLS_FILE_BYTES_MAX: u64 = 4 << 20;
 /// A file's path and content.
 pub(super) struct Content {
     pub(super) path: PathBuf,
-    bytes: Zeroizing<Vec<u8>>,
+    pub(super) bytes: Zeroizing<Vec<u8>>,
 }
 
 impl Content {
@@ -56,7 +56,7 @@ pub(super) struct Material {
 }
 
 /// A file of the folder; none when there is no such file.
-fn read_optional(dir: &str, name: &str) -> Result<Option<Content>, ObjectError> {
+pub(super) fn read_optional(dir: &str, name: &str) -> Result<Option<Content>, ObjectError> {
     match read_required(dir, name) {
         Ok(content) => Ok(Some(content)),
         Err(ObjectError::Credentials { source, .. })
@@ -68,7 +68,8 @@ fn read_optional(dir: &str, name: &str) -> Result<Option<Content>, ObjectError> 
     }
 }
 
-fn read_required(dir: &str, name: &str) -> Result<Content, ObjectError> {
+/// A file of the folder.
+pub(super) fn read_required(dir: &str, name: &str) -> Result<Content, ObjectError> {
     // An empty folder's name is the root, as it is for QEMU.
     let path = PathBuf::from(format!("{dir}/{name}"));
     let unreadable = |source| ObjectError::Credentials {

@@ -1,0 +1,52 @@
+//! What only builds with a cargo feature have: read, listed and described with it, and not without.
+
+use serde_json::{Value, json};
+
+use crate::{ObjectOptions, ObjectType};
+
+const TYPES: [&str; 2] = ["tls-creds-anon", "tls-creds-psk"];
+const FEATURE: &str = "tls-anon-psk";
+
+#[test]
+fn a_value_is_there_as_the_feature_is() {
+    let with = cfg!(feature = "tls-anon-psk");
+    for name in TYPES {
+        let options = json!({"qom-type": name, "id": "a"});
+        let read = crate::from_json::<ObjectOptions>(options.clone());
+        match read {
+            Ok(read) => {
+                assert!(with);
+                assert_eq!(crate::ToQapi::to_qapi(&read), options);
+            }
+            Err(error) => {
+                assert!(!with);
+                assert_eq!(
+                    error.desc,
+                    format!(
+                        "Parameter 'qom-type' does not accept value '{name}'; this build lacks the \
+                         cargo feature '{FEATURE}'"
+                    )
+                );
+            }
+        }
+        let listed = ObjectType::ALL.iter().any(|kind| kind.as_str() == name);
+        assert_eq!(listed, with);
+        assert_eq!(is_described(name), with);
+    }
+    let other = json!({"qom-type": "no-such-type", "id": "a"});
+    let error = crate::from_json::<ObjectOptions>(other).unwrap_err();
+    assert_eq!(
+        error.desc,
+        "Parameter 'qom-type' does not accept value 'no-such-type'"
+    );
+}
+
+/// Whether an enum of the introspection has the value.
+fn is_described(name: &str) -> bool {
+    let introspection: Value = serde_json::from_str(crate::INTROSPECTION).unwrap();
+    let infos = introspection.as_array().unwrap();
+    infos.iter().any(|info| {
+        let values = info["values"].as_array();
+        values.is_some_and(|values| values.iter().any(|value| value == name))
+    })
+}
