@@ -261,6 +261,23 @@ impl Graph {
         self.detach(backend.edge());
     }
 
+    /// Whether somebody outside the graph uses `node`, or what lies above it, in a way that
+    /// [`Graph::drain`] cannot hold off: by an edge without a backend, as work does that makes an
+    /// image.
+    pub fn has_user_beyond_drain(&self, node: &Arc<Node>) -> bool {
+        let backends = self.backends();
+        let is_beyond = |edge: &Arc<Edge>| {
+            edge.role() == ChildRole::Root
+                && !backends
+                    .iter()
+                    .any(|backend| Arc::ptr_eq(backend.edge(), edge))
+        };
+        self.nodes()
+            .iter()
+            .filter(|above| above.parents().iter().any(is_beyond))
+            .any(|above| above.reaches(node))
+    }
+
     /// Holds off all requests that could reach `node` but those of `except`, waits for those
     /// under way, and lets them go on when the guard is dropped.
     pub async fn drain(&self, node: &Arc<Node>, except: Option<&Arc<BlockBackend>>) -> Drained {

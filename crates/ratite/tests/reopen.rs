@@ -199,3 +199,28 @@ fn children_that_are_replaced_are_let_go() {
     read("0");
     daemon.quit();
 }
+
+/// Work that makes an image cannot be held off, so its node stays as it is until it has ended.
+#[test]
+fn an_image_in_the_making_is_left_alone() {
+    let daemon = Daemon::start(&[
+        "--blockdev",
+        "driver=null-co,node-name=slow,size=1073741824,latency-ns=100000000",
+    ]);
+    let mut qmp = daemon.qmp();
+    let options = json!({"driver": "qcow2", "file": "slow", "size": 1 << 20});
+    qmp.ok(
+        "blockdev-create",
+        &json!({"job-id": "job", "options": options}),
+    );
+    let slow = json!({"driver": "null-co", "node-name": "slow", "size": 1 << 30, "latency-ns": 100_000_000});
+    let nodes = json!({"options": [slow]});
+    assert_eq!(
+        qmp.error("blockdev-reopen", &nodes),
+        "Node 'slow' is busy: block device is in use by block job: create"
+    );
+    while qmp.event("JOB_STATUS_CHANGE")["data"]["status"] != "concluded" {}
+    qmp.ok("blockdev-reopen", &nodes);
+    qmp.ok("job-dismiss", &json!({"id": "job"}));
+    daemon.quit();
+}

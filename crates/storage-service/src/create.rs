@@ -131,13 +131,23 @@ async fn create_file(
         .map_err(|error| QmpError::generic(error.to_string()))?
 }
 
+/// Whose use it is, in messages.
+const USER: &str = "an unnamed block device";
+
 /// A node that the work holds by an edge of its own, and owns if it was opened for it.
 struct Held {
     edge: Arc<Edge>,
     opened: Option<Arc<Node>>,
 }
 
+/// Takes hold of a node when the graph's changes leave room for it.
 async fn hold(inner: &Arc<Inner>, reference: BlockdevRef) -> Result<Held, QmpError> {
+    let holding = Arc::clone(inner);
+    let work = async move { hold_now(&holding, reference).await };
+    inner.sequence.run(work).await
+}
+
+async fn hold_now(inner: &Arc<Inner>, reference: BlockdevRef) -> Result<Held, QmpError> {
     let (node, opened) = match reference {
         BlockdevRef::Reference(name) => {
             let found = inner.graph.node(&name);
@@ -157,7 +167,7 @@ async fn hold(inner: &Arc<Inner>, reference: BlockdevRef) -> Result<Held, QmpErr
         required: Permission::WRITE | Permission::RESIZE,
         shared: Permission::WRITE_UNCHANGED,
     };
-    let parent = ParentName::User("an unnamed block device".to_owned());
+    let parent = ParentName::User(USER.to_owned());
     let edge = inner
         .graph
         .attach(parent, "root", ChildRole::Root, &node, asked);
@@ -173,9 +183,16 @@ async fn hold(inner: &Arc<Inner>, reference: BlockdevRef) -> Result<Held, QmpErr
 }
 
 async fn let_go(inner: &Arc<Inner>, held: Held) {
-    inner.graph.detach(&held.edge);
-    if let Some(node) = held.opened {
-        inner.release(node).await;
+    let letting_go = Arc::clone(inner);
+    let work = async move {
+        letting_go.graph.detach(&held.edge);
+        if let Some(node) = held.opened {
+            letting_go.release(node).await;
+        }
+        Ok(())
+    };
+    if let Err(error) = inner.sequence.run(work).await {
+        tracing::error!(error = error.desc, "cannot let go of a node");
     }
 }
 

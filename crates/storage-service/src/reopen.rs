@@ -321,6 +321,13 @@ impl Inner {
             plan.add(options)?;
         }
         let steps: Vec<_> = plan.steps.into_values().collect();
+        let in_use = |step: &&Step| self.graph.has_user_beyond_drain(&step.old);
+        if let Some(step) = steps.iter().find(in_use) {
+            return Err(QmpError::generic(format!(
+                "Node '{}' is busy: block device is in use by block job: create",
+                step.old.name()
+            )));
+        }
         let mut drained = Vec::new();
         for step in &steps {
             drained.push(self.graph.drain(&step.old, None).await);
