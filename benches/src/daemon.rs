@@ -16,6 +16,8 @@ use crate::images::{Disk, WRITTEN_BYTES};
 const PATIENCE: Duration = Duration::from_secs(20);
 /// How long to wait before a connection is tried again: small against any start-up.
 const RETRY: Duration = Duration::from_micros(50);
+/// The unit of processor times in `/proc`: `USER_HZ` is 100 on every Linux there is.
+const MILLISECONDS_PER_TICK: u64 = 10;
 /// The name of the export.
 pub(crate) const EXPORT: &str = "disk";
 
@@ -24,15 +26,6 @@ pub(crate) const EXPORT: &str = "disk";
 pub(crate) enum Side {
     Ratite,
     Peer,
-}
-
-impl Side {
-    pub(crate) fn short_name(self) -> &'static str {
-        match self {
-            Self::Ratite => "ratite",
-            Self::Peer => "peer",
-        }
-    }
 }
 
 /// A running daemon with a QMP monitor and, if it was given a disk, an NBD export.
@@ -76,6 +69,21 @@ impl Memory {
             anonymous_kib: field("Anonymous:")?,
         })
     }
+}
+
+/// How long a process has had a processor so far, all its threads together.
+pub(crate) fn cpu_time(process: u32) -> Result<Duration> {
+    let text = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
+    // Behind the name, which is in parentheses and may hold anything.
+    let (_, rest) = text
+        .rsplit_once(") ")
+        .context("no name in /proc/PID/stat")?;
+    let mut fields = rest.split(' ').skip(11);
+    let mut ticks = || -> Option<u64> { fields.next()?.parse().ok() };
+    let (user, system) = (ticks(), ticks());
+    let ticks = user.zip(system).map(|(user, system)| user + system);
+    let ticks = ticks.context("no times in /proc/PID/stat")?;
+    Ok(Duration::from_millis(ticks * MILLISECONDS_PER_TICK))
 }
 
 impl Daemon {
@@ -206,7 +214,14 @@ fn disk_arguments(disk: Disk, file: Option<&Path>, aio: Option<&str>) -> Result<
         .to_str()
         .context("the folder's name is not valid UTF-8")?
         .replace(',', ",,");
-    blockdev(format!("driver=file,node-name=file,filename={name}{aio}"));
+    let locking = if disk == Disk::FreshQcow2 {
+        "auto"
+    } else {
+        "off"
+    };
+    blockdev(format!(
+        "driver=file,node-name=file,locking={locking},filename={name}{aio}"
+    ));
     blockdev(match disk {
         Disk::Raw | Disk::Null => "driver=raw,node-name=disk,file=file".to_owned(),
         Disk::Qcow2 | Disk::FreshQcow2 => "driver=qcow2,node-name=disk,file=file".to_owned(),

@@ -1,4 +1,9 @@
-//! The disks that are served. Both daemons get files of their own with the same contents.
+//! The disks that are served.
+//!
+//! Both daemons have the same file of a written disk open, without locks: what the host's page cache
+//! makes of a file (large folios or small ones) may differ from file to file, and makes a difference
+//! of several times for small writes. It harms nothing: each cluster is allocated already, so that
+//! neither daemon has anything to change but data. Fresh disks are each daemon's own.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
@@ -42,12 +47,11 @@ impl Images {
 
     /// The file of a disk for one of the daemons; none for [`Disk::Null`].
     pub(crate) fn file(&self, disk: Disk, side: Side) -> Result<Option<PathBuf>> {
-        let path = |name: &str| self.folder.join(format!("{name}.{}", side.short_name()));
         let file = match disk {
             Disk::Null => return Ok(None),
-            Disk::Raw => path("raw"),
-            Disk::Qcow2 => path("qcow2"),
-            Disk::FreshQcow2 => path("fresh"),
+            Disk::Raw => self.folder.join("raw"),
+            Disk::Qcow2 => self.folder.join("qcow2"),
+            Disk::FreshQcow2 => self.fresh(side),
         };
         if disk == Disk::FreshQcow2 {
             remove(&file)?;
@@ -71,7 +75,14 @@ impl Images {
 
     /// Removes the fresh disk of one of the daemons, before all of it has to go to the disk.
     pub(crate) fn remove_fresh(&self, side: Side) -> Result<()> {
-        remove(&self.folder.join(format!("fresh.{}", side.short_name())))
+        remove(&self.fresh(side))
+    }
+
+    fn fresh(&self, side: Side) -> PathBuf {
+        self.folder.join(match side {
+            Side::Ratite => "fresh.ratite",
+            Side::Peer => "fresh.peer",
+        })
     }
 }
 

@@ -47,10 +47,10 @@ struct Arguments {
     #[arg(long)]
     list: bool,
     /// How often each daemon is measured.
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(long, default_value_t = 11, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
     /// How long one measurement of throughput takes.
-    #[arg(long, default_value_t = 700, value_parser = clap::value_parser!(u64).range(1..=600_000))]
+    #[arg(long, default_value_t = 250, value_parser = clap::value_parser!(u64).range(1..=600_000))]
     milliseconds: u64,
     #[arg(long, value_enum, default_value = "text")]
     output: Output,
@@ -63,7 +63,7 @@ struct Arguments {
     /// The peer's 'aio' option of file nodes (threads, native, io_uring); its default if not given.
     #[arg(long)]
     peer_aio: Option<String>,
-    /// Where the disks are made, about 2.5 GB: a file system on a real disk.
+    /// Where the disks are made, about 2 GB: a file system on a real disk.
     #[arg(long, default_value = "target/bench")]
     folder: PathBuf,
 }

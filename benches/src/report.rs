@@ -39,12 +39,7 @@ pub(crate) struct Metric {
 }
 
 impl Metric {
-    pub(crate) fn new(
-        which: &'static str,
-        unit: &'static str,
-        decimals: usize,
-        aim: Aim,
-    ) -> Self {
+    pub(crate) fn new(which: &'static str, unit: &'static str, decimals: usize, aim: Aim) -> Self {
         Self {
             which,
             unit,

@@ -77,7 +77,10 @@ pub fn run() -> Result<ExitCode> {
         check_crate(folder, &mut complaints)?;
     }
     let mut files = Vec::new();
-    for folder in crates.iter().chain([&root.join("xtask"), &root.join("benches")]) {
+    for folder in crates
+        .iter()
+        .chain([&root.join("xtask"), &root.join("benches")])
+    {
         rust_files(folder, &mut files)?;
     }
     for file in &files {
