@@ -174,7 +174,7 @@ impl Reactor {
         slot.waker = None;
         let waits = matches!(
             slot.request,
-            Request::Recv | Request::Send | Request::PollIn
+            Request::Recv { .. } | Request::Send | Request::PollIn
         );
         if waits {
             match &mut self.backend {
