@@ -1,5 +1,6 @@
 //! The project's own tasks: `cargo xtask TASK`.
 
+mod bench;
 mod codegen;
 mod schema_diff;
 mod soak;
@@ -14,6 +15,8 @@ use anyhow::{Context, Result};
 const USAGE: &str = "\
 usage: cargo xtask TASK
 
+  bench [--profile PROFILE] [ROW...]
+                      measure Ratite against QEMU's storage daemon; --help says more
   test                install what the tests need, then run every check and test
   codegen [--check]   write crates/api/src/generated from the schema, or say whether it is stale
   schema-diff REFERENCE.json [--only-served]
@@ -31,6 +34,7 @@ fn main() -> ExitCode {
         None => ("help", [].as_slice()),
     };
     let done = match task {
+        "bench" => bench::run(rest),
         "codegen" => codegen::run(rest),
         "schema-diff" => schema_diff::run(rest),
         "test" => test::run(),

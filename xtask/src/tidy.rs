@@ -78,7 +78,10 @@ pub fn run() -> Result<ExitCode> {
         check_crate(folder, &mut complaints)?;
     }
     let mut files = Vec::new();
-    for folder in crates.iter().chain([&root.join("xtask")]) {
+    for folder in crates
+        .iter()
+        .chain([&root.join("xtask"), &root.join("benches")])
+    {
         rust_files(folder, &mut files)?;
     }
     for file in &files {
@@ -180,7 +183,7 @@ fn rust_files(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
 
 fn is_test_file(path: &Path) -> bool {
     let text = path.to_string_lossy();
-    text.contains("/tests/") || text.contains("/benches/") || text.ends_with("tests.rs")
+    text.contains("/tests/") || text.ends_with("tests.rs")
 }
 
 fn check_file(root: &Path, path: &Path, complaints: &mut Vec<String>) -> Result<()> {

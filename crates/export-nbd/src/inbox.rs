@@ -85,7 +85,7 @@ impl Inbox {
         let mut filled = here;
         while filled < count {
             let front = payload.split_to(filled);
-            let (result, rest) = transport.recv(payload).await;
+            let (result, rest) = transport.recv_whole(payload).await;
             payload = joined(front, rest);
             match result? {
                 0 => return Err(io::ErrorKind::UnexpectedEof.into()),

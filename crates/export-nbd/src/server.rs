@@ -138,6 +138,8 @@ impl NbdServer {
             let accepting = first.spawn(move || async move {
                 accept_clients(&listening.state, &listener).await;
                 drop(listener);
+                // The kernel holds the socket until it has cancelled the wait for a connection.
+                host_io::orphans_ended().await;
                 drop(listening);
             });
             accepting.detach();

@@ -46,6 +46,14 @@ impl Transport {
         }
     }
 
+    /// As [`Self::recv`], waiting until the buffer is full where that can be had.
+    pub(crate) async fn recv_whole(&self, buf: IoBuf) -> (io::Result<usize>, IoBuf) {
+        match self {
+            Self::Plain(plain) => plain.stream.recv_whole(buf).await,
+            Self::Tls(tls) => tls.recv(buf).await,
+        }
+    }
+
     /// Sends all `parts` and leaves them empty.
     ///
     /// # Errors

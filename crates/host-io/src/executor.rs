@@ -505,8 +505,8 @@ pub async fn blocking<T: Send + 'static>(
     handle.await
 }
 
-/// Whether the kernel still reads or writes files for operations of this executor whose futures
-/// were dropped. Never on threads that are no executor's.
+/// Whether the kernel still works on operations of this executor whose futures were dropped, and
+/// still uses their buffers and descriptors. Never on threads that are no executor's.
 pub fn has_orphans() -> bool {
     try_with_current(|context| context.reactor.borrow().orphans() > 0) == Some(true)
 }

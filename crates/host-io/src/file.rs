@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::buf::{IoBuf, IoBytes};
 use crate::executor::blocking;
@@ -39,6 +40,8 @@ pub enum FileKind {
 #[derive(Clone, Debug)]
 pub struct File {
     fd: Arc<OwnedFd>,
+    /// Whether reads try the host's page cache first: not past it, and not where the host cannot.
+    tries_cache: Arc<AtomicBool>,
 }
 
 impl File {
@@ -61,7 +64,12 @@ impl File {
 
     /// Takes over a descriptor.
     pub fn from_fd(fd: OwnedFd) -> Self {
-        Self { fd: Arc::new(fd) }
+        let is_direct = rustix::fs::fcntl_getfl(&fd)
+            .is_ok_and(|flags| flags.contains(rustix::fs::OFlags::DIRECT));
+        Self {
+            fd: Arc::new(fd),
+            tries_cache: Arc::new(AtomicBool::new(!is_direct)),
+        }
     }
 
     /// The descriptor.
@@ -144,12 +152,34 @@ impl File {
         (Ok(done), front)
     }
 
-    async fn read_once(&self, buf: IoBuf, offset: u64) -> (io::Result<usize>, IoBuf) {
+    async fn read_once(&self, mut buf: IoBuf, offset: u64) -> (io::Result<usize>, IoBuf) {
+        if let Some(count) = self.read_cached(&mut buf, offset) {
+            return (Ok(count), buf);
+        }
         let request = Request::ReadAt { offset };
         let outcome = Operation::start(&self.fd, request, Resources::Buf(buf)).await;
         match outcome.resources {
             Resources::Buf(buf) => (outcome.result, buf),
             _ => (outcome.result, IoBuf::with_len(0)),
+        }
+    }
+
+    /// Reads what the host has in its page cache, which needs neither a completion nor another turn
+    /// of the loop. None if that is nothing: then a disk has to be waited for.
+    fn read_cached(&self, buf: &mut IoBuf, offset: u64) -> Option<usize> {
+        // The kernel takes -1 for the descriptor's own position.
+        if !self.tries_cache.load(Ordering::Relaxed) || i64::try_from(offset).is_err() {
+            return None;
+        }
+        let flags = rustix::io::ReadWriteFlags::NOWAIT;
+        match rustix::io::preadv2(&*self.fd, &mut [io::IoSliceMut::new(buf)], offset, flags) {
+            Ok(count) => Some(count),
+            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::INVAL) => {
+                self.tries_cache.store(false, Ordering::Relaxed);
+                None
+            }
+            // Any other error shows itself again, to the operation that follows.
+            Err(_) => None,
         }
     }
 

@@ -22,8 +22,9 @@ pub(crate) enum Request {
     Sync { data_only: bool },
     /// fallocate with these mode flags.
     Fallocate { mode: i32, offset: u64, len: u64 },
-    /// Receive into the buffer.
-    Recv,
+    /// Receive into the buffer: what there is, or so much that it is full. Fewer bytes may come in
+    /// either case.
+    Recv { whole: bool },
     /// Send the bytes, or the batch.
     Send,
     /// Wait until the descriptor is readable.
@@ -34,7 +35,7 @@ impl Request {
     /// Whether it waits for others, for any length of time, and can be cancelled. The others go
     /// to a file and always end.
     pub(crate) fn is_waiting(self) -> bool {
-        matches!(self, Self::Recv | Self::Send | Self::PollIn)
+        matches!(self, Self::Recv { .. } | Self::Send | Self::PollIn)
     }
 }
 

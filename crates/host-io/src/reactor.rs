@@ -36,7 +36,7 @@ pub(crate) struct Slot {
 pub(crate) struct Slots {
     entries: Vec<Option<Slot>>,
     free: Vec<usize>,
-    /// Operations on files that the kernel still does although nobody waits for them any more.
+    /// Operations that the kernel still does although nobody waits for them any more.
     orphans: usize,
     waiting_for_orphans: Vec<Waker>,
 }
@@ -89,9 +89,7 @@ impl Slots {
         };
         slot.result = Some(result);
         if slot.abandoned {
-            if !slot.request.is_waiting() {
-                self.orphan_ended();
-            }
+            self.orphan_ended();
             self.remove(index);
         } else if let Some(waker) = slot.waker.take() {
             waker.wake();
@@ -187,7 +185,9 @@ impl Reactor {
         }
         slot.abandoned = true;
         slot.waker = None;
-        if slot.request.is_waiting() {
+        let waits = slot.request.is_waiting();
+        self.slots.orphans += 1;
+        if waits {
             match &mut self.backend {
                 Backend::Ring(ring) => ring.cancel(index),
                 Backend::Threads(threads) => {
@@ -196,12 +196,10 @@ impl Reactor {
                     }
                 }
             }
-        } else {
-            self.slots.orphans += 1;
         }
     }
 
-    /// How many operations on files are still under way although nobody waits for them.
+    /// How many operations are still under way although nobody waits for them.
     pub(crate) fn orphans(&self) -> usize {
         self.slots.orphans
     }

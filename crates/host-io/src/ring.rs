@@ -18,6 +18,9 @@ const WAKE: u64 = u64::MAX;
 /// `user_data` of cancellations, whose answers nobody needs.
 const CANCEL: u64 = u64::MAX - 1;
 
+/// How sends are made.
+const SEND_FLAGS: i32 = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
+
 pub(crate) struct Ring {
     ring: IoUring,
     wake_fd: Arc<OwnedFd>,
@@ -79,16 +82,21 @@ impl Ring {
                 .offset(offset)
                 .mode(mode)
                 .build(),
-            (Request::Recv, Resources::Buf(buf)) => {
-                opcode::Recv::new(fd, buf.as_mut_ptr(), clamp_len(buf.len())).build()
+            // With WAITALL the kernel goes on by itself as the peer makes room or sends more: one
+            // completion for all of it.
+            (Request::Recv { whole }, Resources::Buf(buf)) => {
+                let flags = if whole { libc::MSG_WAITALL } else { 0 };
+                opcode::Recv::new(fd, buf.as_mut_ptr(), clamp_len(buf.len()))
+                    .flags(flags)
+                    .build()
             }
             (Request::Send, Resources::Bytes(bytes)) => {
                 opcode::Send::new(fd, bytes.as_ptr(), clamp_len(bytes.len()))
-                    .flags(libc::MSG_NOSIGNAL)
+                    .flags(SEND_FLAGS)
                     .build()
             }
             (Request::Send, Resources::Batch(batch)) => opcode::SendMsg::new(fd, batch.message())
-                .flags(libc::MSG_NOSIGNAL as u32)
+                .flags(SEND_FLAGS as u32)
                 .build(),
             (Request::PollIn, _) => opcode::PollAdd::new(fd, libc::POLLIN as u32).build(),
             _ => {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::buf::{IoBuf, IoBytes};
 use crate::op::{Operation, Request, Resources, SendBatch};
+use crate::threads::socket_call;
 
 /// A connected stream socket, used from an executor's thread.
 #[derive(Clone, Debug)]
@@ -28,7 +29,17 @@ impl Stream {
 
     /// Receives up to `buf.len()` bytes; 0 is the peer's end of stream.
     pub async fn recv(&self, buf: IoBuf) -> (io::Result<usize>, IoBuf) {
-        let outcome = Operation::start(&self.fd, Request::Recv, Resources::Buf(buf)).await;
+        self.recv_with(buf, Request::Recv { whole: false }).await
+    }
+
+    /// Receives up to `buf.len()` bytes and waits, where the engine can, until it is full. Fewer
+    /// bytes are no end of stream: that is 0.
+    pub async fn recv_whole(&self, buf: IoBuf) -> (io::Result<usize>, IoBuf) {
+        self.recv_with(buf, Request::Recv { whole: true }).await
+    }
+
+    async fn recv_with(&self, buf: IoBuf, request: Request) -> (io::Result<usize>, IoBuf) {
+        let outcome = Operation::start(&self.fd, request, Resources::Buf(buf)).await;
         match outcome.resources {
             Resources::Buf(buf) => (outcome.result, buf),
             _ => (outcome.result, IoBuf::with_len(0)),
@@ -40,13 +51,11 @@ impl Stream {
     /// # Errors
     /// The host's; `BrokenPipe` when the peer has gone.
     pub async fn send_all(&self, bytes: IoBytes) -> io::Result<()> {
-        let mut rest = bytes;
-        while !rest.is_empty() {
-            let resources = Resources::Bytes(rest.clone());
-            let sent = Operation::start(&self.fd, Request::Send, resources)
-                .await
-                .result?;
-            rest = rest.slice(sent..);
+        let (mut sent, _) = self.send_now(Resources::Bytes(bytes.clone()))?;
+        while sent < bytes.len() {
+            let resources = Resources::Bytes(bytes.slice(sent..));
+            let outcome = Operation::start(&self.fd, Request::Send, resources).await;
+            sent += outcome.result?;
         }
         Ok(())
     }
@@ -56,18 +65,36 @@ impl Stream {
     /// # Errors
     /// The host's; `BrokenPipe` when the peer has gone.
     pub async fn send_batch(&self, mut batch: Box<SendBatch>) -> io::Result<Box<SendBatch>> {
-        while !batch.is_empty() {
-            let resources = Resources::Batch(batch);
-            let outcome = Operation::start(&self.fd, Request::Send, resources).await;
-            let sent = outcome.result?;
-            let Resources::Batch(back) = outcome.resources else {
+        if batch.is_empty() {
+            return Ok(batch);
+        }
+        let (mut sent, mut resources) = self.send_now(Resources::Batch(batch))?;
+        loop {
+            let Resources::Batch(back) = resources else {
                 return Ok(Box::default());
             };
             batch = back;
             batch.advance(sent);
+            if batch.is_empty() {
+                return Ok(batch);
+            }
+            let outcome = Operation::start(&self.fd, Request::Send, Resources::Batch(batch)).await;
+            sent = outcome.result?;
+            resources = outcome.resources;
         }
-        batch.clear();
-        Ok(batch)
+    }
+
+    /// Sends what the socket has room for, which mostly is all there is: that needs neither a
+    /// completion nor another turn of the loop. Says how much that was; the rest has to wait, and
+    /// meanwhile it is other tasks' turn.
+    fn send_now(&self, mut resources: Resources) -> io::Result<(usize, Resources)> {
+        match socket_call(&self.fd, Request::Send, &mut resources) {
+            result if result == -libc::EAGAIN || result == -libc::EINTR => Ok((0, resources)),
+            result => match usize::try_from(result) {
+                Ok(sent) => Ok((sent, resources)),
+                Err(_) => Err(io::Error::from_raw_os_error(result.saturating_neg())),
+            },
+        }
     }
 
     /// Ends both directions; operations under way end with an error or end of stream.

@@ -139,6 +139,108 @@ fn a_socket_carries_batches_in_order() {
 }
 
 #[test]
+fn more_than_a_socket_holds_is_sent_whole_to_a_slow_reader() {
+    for engine in engines() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let reader = std::thread::spawn(move || {
+            let mut got = Vec::new();
+            let mut part = [0; 10_007];
+            loop {
+                std::thread::sleep(Duration::from_micros(50));
+                match std::io::Read::read(&mut theirs, &mut part).unwrap() {
+                    0 => return got,
+                    count => got.extend_from_slice(&part[..count]),
+                }
+            }
+        });
+        let sent: Vec<u8> = (0..3_000_000_u32).map(|byte| (byte % 251) as u8).collect();
+        let all = IoBytes::copy_of(&sent);
+        on(engine, move || async move {
+            let stream = Stream::from_fd(ours.into());
+            stream.send_all(all.slice(..1_000_000)).await.unwrap();
+            let mut batch = Box::<SendBatch>::default();
+            // More parts than one system call takes.
+            for start in (1_000_000..3_000_000).step_by(5_000) {
+                batch.push(all.slice(start..start + 5_000));
+            }
+            assert!(batch.parts() > MAX_BATCH_PARTS);
+            assert!(stream.send_batch(batch).await.unwrap().is_empty());
+        });
+        assert!(reader.join().unwrap() == sent);
+    }
+}
+
+#[test]
+fn a_whole_receive_takes_what_comes_in_parts() {
+    for engine in engines() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let writer = std::thread::spawn(move || {
+            for part in 0..10_u8 {
+                std::io::Write::write_all(&mut theirs, &[part; 1000]).unwrap();
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        });
+        on(engine, move || async move {
+            let stream = Stream::from_fd(ours.into());
+            let (mut got, mut receives) = (Vec::new(), 0);
+            while got.len() < 10_000 {
+                let room = IoBuf::with_len(10_000 - got.len());
+                let (count, buf) = stream.recv_whole(room).await;
+                let count = count.unwrap();
+                assert!(count > 0);
+                got.extend_from_slice(&buf[..count]);
+                receives += 1;
+            }
+            if engine == Engine::Uring {
+                assert_eq!(receives, 1, "one completion for all of it");
+            }
+            let parts = got.chunks(1000).enumerate();
+            assert!(parts.clone().count() == 10);
+            for (index, part) in parts {
+                assert!(part.iter().all(|&byte| usize::from(byte) == index));
+            }
+            // The peer has gone: less than the buffer holds is the end, not an error.
+            assert_eq!(stream.recv_whole(IoBuf::with_len(16)).await.0.unwrap(), 0);
+        });
+        writer.join().unwrap();
+    }
+}
+
+#[test]
+fn reads_agree_whether_the_host_has_them_cached_or_not() {
+    const LEN: usize = 1 << 20;
+    for engine in engines() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let bytes: Vec<u8> = (0..LEN as u32).map(|byte| (byte / 7 % 253) as u8).collect();
+        std::fs::write(&path, &bytes).unwrap();
+        let file = File::open(&path, OpenMode::default()).unwrap();
+        on(engine, move || async move {
+            for part in 0..64 {
+                // What is dropped from the cache has to come from the disk: all, a part, nothing.
+                rustix::fs::fsync(file.as_fd()).unwrap();
+                let from = part * 4096 % LEN as u64;
+                let dropped = std::num::NonZero::new(part % 3 * 8192);
+                if dropped.is_some() {
+                    let advice = rustix::fs::Advice::DontNeed;
+                    rustix::fs::fadvise(file.as_fd(), from, dropped, advice).unwrap();
+                }
+                let (count, buf) = file.read_at(IoBuf::zeroed(20_000), from).await;
+                let expected = &bytes[from as usize..from as usize + 20_000];
+                assert_eq!(count.unwrap(), 20_000);
+                assert!(buf[..] == *expected);
+            }
+            // Over the end, and beyond it.
+            let (count, buf) = file.read_at(IoBuf::zeroed(4096), LEN as u64 - 100).await;
+            assert_eq!(count.unwrap(), 100);
+            assert_eq!(buf[..100], bytes[LEN - 100..]);
+            let beyond = file.read_at(IoBuf::zeroed(16), 2 * LEN as u64).await;
+            assert_eq!(beyond.0.unwrap(), 0);
+        });
+    }
+}
+
+#[test]
 fn a_dropped_receive_is_cancelled_and_its_buffer_stays_valid() {
     for engine in engines() {
         let (ours, theirs) = UnixStream::pair().unwrap();

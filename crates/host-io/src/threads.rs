@@ -33,7 +33,7 @@ impl Threads {
             return;
         };
         match slot.request {
-            Request::Recv | Request::PollIn => {
+            Request::Recv { .. } | Request::PollIn => {
                 self.waiting.push(Waiting {
                     index,
                     events: libc::POLLIN,
@@ -185,11 +185,12 @@ fn file_call(fd: &OwnedFd, request: Request, resources: &mut Resources) -> i32 {
     }
 }
 
-fn socket_call(fd: &OwnedFd, request: Request, resources: &mut Resources) -> i32 {
+/// Does a socket operation as far as it goes without waiting; `-EAGAIN` if that is nowhere.
+pub(crate) fn socket_call(fd: &OwnedFd, request: Request, resources: &mut Resources) -> i32 {
     let raw = fd.as_raw_fd();
     let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
     match (request, resources) {
-        (Request::Recv, Resources::Buf(buf)) => {
+        (Request::Recv { .. }, Resources::Buf(buf)) => {
             // SAFETY: the pointer and length describe the buffer.
             outcome(unsafe { libc::recv(raw, buf.as_mut_ptr().cast(), call_len(buf.len()), flags) })
         }

@@ -41,6 +41,39 @@ struct Finished {
     result: Result<Return, QmpError>,
 }
 
+/// Tells the client of its command's end, also where that was a panic of its handler.
+struct Ending {
+    finish: mpsc::UnboundedSender<Finished>,
+    name: &'static str,
+    id: Option<Value>,
+    in_band: bool,
+    result: Option<Result<Return, QmpError>>,
+}
+
+impl Ending {
+    fn end_with(mut self, result: Result<Return, QmpError>) {
+        self.result = Some(result);
+    }
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        let name = self.name;
+        let result = self.result.take().unwrap_or_else(|| {
+            tracing::error!(name, "a command's handler panicked");
+            Err(QmpError::generic(format!(
+                "Internal error while running '{name}'"
+            )))
+        });
+        // The client may have gone: then nobody wants the result.
+        let _ = self.finish.send(Finished {
+            id: self.id.take(),
+            in_band: self.in_band,
+            result,
+        });
+    }
+}
+
 /// A command or a ready answer that waits for its turn.
 enum Waiting {
     Command {
@@ -302,25 +335,18 @@ impl Client {
         caller: Arc<Caller>,
         in_band: bool,
     ) {
-        let finish = self.finish.clone();
-        let name = command.spec.name;
-        let running = tokio::spawn(async move { (command.handler)(caller, arguments).await });
+        let ending = Ending {
+            finish: self.finish.clone(),
+            name: command.spec.name,
+            id,
+            in_band,
+            result: None,
+        };
+        // One task and no more: a second one that waits for the first would wake another thread
+        // for each command.
         tokio::spawn(async move {
-            let result = match running.await {
-                Ok(result) => result,
-                Err(error) => {
-                    tracing::error!(%error, name, "a command's handler panicked");
-                    Err(QmpError::generic(format!(
-                        "Internal error while running '{name}'"
-                    )))
-                }
-            };
-            // The client may have gone: then nobody wants the result.
-            let _ = finish.send(Finished {
-                id,
-                in_band,
-                result,
-            });
+            let result = (command.handler)(caller, arguments).await;
+            ending.end_with(result);
         });
     }
 
