@@ -5,6 +5,7 @@
 //! way leaves the old ones where they are.
 
 use std::any::Any;
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use api::{
@@ -12,7 +13,9 @@ use api::{
     BlockdevRefOrNull, QmpError, ToQapi,
 };
 use block_drivers::{FileDriver, HostProtocol, RawDriver};
-use block_graph::{ChildRole, Driver, Edge, InFlight, Node, ParentName, Replacement};
+use block_graph::{
+    BlockErrorKind, ChildRole, Driver, Edge, InFlight, Node, ParentName, Replacement,
+};
 use block_qcow2::{Children, ImageHeader, Qcow2};
 use indexmap::IndexMap;
 use serde_json::Value;
@@ -73,6 +76,15 @@ enum Child {
     New(Arc<Node>, ChildRole),
 }
 
+impl Child {
+    fn node(&self) -> Arc<Node> {
+        match self {
+            Self::Kept(edge) => edge.node_arc(),
+            Self::New(node, _) => Arc::clone(node),
+        }
+    }
+}
+
 /// What the options say of a child.
 enum Wanted {
     Unsaid,
@@ -103,6 +115,14 @@ impl From<BlockdevRefOrNull> for Wanted {
 
 fn cannot_change(option: &str) -> QmpError {
     QmpError::generic(format!("Cannot change the option '{option}'"))
+}
+
+fn cycle(child: &Node, name: &str, parent: &Node) -> QmpError {
+    QmpError::generic(format!(
+        "Making '{}' a {name} child of '{}' would create a cycle",
+        child.name(),
+        parent.name()
+    ))
 }
 
 /// Refuses options that cannot be given anew: those that differ from what the node was opened
@@ -273,17 +293,46 @@ impl Plan<'_> {
         let found = self.inner.graph.node(node);
         let node = found.map_err(|error| QmpError::generic(error.to_string()))?;
         if node.reaches(parent) {
-            return Err(QmpError::generic(format!(
-                "Making '{}' a {name} child of '{}' would create a cycle",
-                node.name(),
-                parent.name()
-            )));
+            return Err(cycle(&node, name, parent));
         }
         let role = match name {
             "backing" => ChildRole::Backing,
             _ => ChildRole::Image,
         };
         Ok(Child::New(node, role))
+    }
+
+    /// The nodes below `node` as the plan has them.
+    fn below(&self, node: &Arc<Node>) -> Vec<Arc<Node>> {
+        match self.steps.get(node.name()) {
+            Some(step) => step.children.values().map(Child::node).collect(),
+            None => {
+                let edges = node.driver().children();
+                edges.iter().map(|edge| edge.node_arc()).collect()
+            }
+        }
+    }
+
+    /// Refuses what would be a cycle only together: each of two nodes below the other.
+    fn check_cycles(&self) -> Result<(), QmpError> {
+        for step in self.steps.values() {
+            for (name, child) in &step.children {
+                let Child::New(child, _) = child else {
+                    continue;
+                };
+                let mut seen = HashSet::new();
+                let mut waiting = vec![Arc::clone(child)];
+                while let Some(node) = waiting.pop() {
+                    if node.name() == step.old.name() {
+                        return Err(cycle(child, name, &step.old));
+                    }
+                    if seen.insert(node.name().to_owned()) {
+                        waiting.extend(self.below(&node));
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Whether `child` was opened along with `parent` and not by a client on its own.
@@ -320,6 +369,7 @@ impl Inner {
         for options in all {
             plan.add(options)?;
         }
+        plan.check_cycles()?;
         let steps: Vec<_> = plan.steps.into_values().collect();
         let in_use = |step: &&Step| self.graph.has_user_beyond_drain(&step.old);
         if let Some(step) = steps.iter().find(in_use) {
@@ -352,7 +402,10 @@ async fn exchange(inner: Arc<Inner>, steps: Vec<Step>) -> Result<Vec<Arc<Node>>,
     let result = try_exchange(&inner, steps).await;
     if result.is_err() {
         for node in old.iter().filter(|node| !node.is_read_only()) {
-            if let Err(error) = node.driver().activate().await {
+            // What was found to be corrupt before has been told before.
+            if let Err(error) = node.driver().activate().await
+                && error.kind != BlockErrorKind::Corrupt
+            {
                 tracing::error!(%error, node = node.name(), "cannot go on with a node as it was");
             }
         }
