@@ -1,6 +1,6 @@
 //! The commands about the monitor itself: version, lists, introspection, descriptors, quitting.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use api::{
     AddFdArgs, AddfdInfo, ClosefdArgs, CommandInfo, ControlCommands, EventInfo, FdsetCommands,
@@ -29,7 +29,8 @@ pub fn version_info() -> VersionInfo {
 /// Answers `query-version`, `query-commands`, `query-events`, `query-qmp-schema` and `quit`.
 pub struct ControlHandlers {
     quit: Arc<Notify>,
-    schema: Arc<str>,
+    /// Made when it is first asked for: most daemons are never asked.
+    schema: OnceLock<Arc<str>>,
 }
 
 impl ControlHandlers {
@@ -37,7 +38,7 @@ impl ControlHandlers {
     pub fn new(quit: Arc<Notify>) -> Arc<Self> {
         Arc::new(Self {
             quit,
-            schema: Arc::from(api::INTROSPECTION),
+            schema: OnceLock::new(),
         })
     }
 }
@@ -83,7 +84,8 @@ impl IntrospectCommands<Caller> for ControlHandlers {
         _caller: Arc<Caller>,
         _arguments: Value,
     ) -> Result<Return, QmpError> {
-        Ok(Return::Encoded(Arc::clone(&self.schema)))
+        let schema = self.schema.get_or_init(|| Arc::from(api::INTROSPECTION));
+        Ok(Return::Encoded(Arc::clone(schema)))
     }
 }
 
