@@ -21,7 +21,7 @@ const SEQUENTIAL_DEPTH: u32 = 4;
 const QMP_DEPTH: usize = 16;
 /// How often a daemon is started in one round.
 const STARTS_PER_ROUND: u32 = 3;
-/// How long a daemon is left alone before its idle memory is read.
+/// How long a daemon is left alone before its memory is read, or load begins.
 const IDLE_TIME: Duration = Duration::from_millis(300);
 /// How often memory is looked at while there is load.
 const MEMORY_INTERVAL: Duration = Duration::from_millis(20);
@@ -260,6 +260,8 @@ impl<'a> Runner<'a> {
             }
             Kind::LoadedMemory(disk, load) => {
                 let daemon = self.start(Some(disk))?;
+                // What starting took is another matter.
+                std::thread::sleep(IDLE_TIME);
                 let mut client = NbdClient::connect(&daemon.nbd_socket())?;
                 let memory = peak_memory(daemon.process(), || {
                     client.run(&load, duration, seed).map(drop)

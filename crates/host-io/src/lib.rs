@@ -20,6 +20,7 @@
 //! `threads.rs`, and a method on [`File`] or [`Stream`].
 
 mod buf;
+mod code_pages;
 mod executor;
 mod file;
 mod join;
@@ -32,6 +33,7 @@ mod threads;
 mod watch;
 
 pub use buf::{BUF_ALIGN, IoBuf, IoBytes};
+pub use code_pages::give_back_code;
 pub use executor::{
     Executor, ExecutorHandle, Sleep, blocking, current, has_orphans, orphans_ended, sleep,
     spawn_local, yield_now,

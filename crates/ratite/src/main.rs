@@ -11,6 +11,11 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
 /// The names people have in their scripts, and the personality each stands for.
 const OTHER_NAMES: &[(&str, &str)] = &[
     ("qemu-storage-daemon", "storage-daemon"),
@@ -82,13 +87,19 @@ fn run(personality: &str, program: &str, arguments: Vec<OsString>) -> ExitCode {
 
 /// Messages for people go to standard error; `RATITE_LOG` chooses how many (`warn` if unset).
 fn start_log() {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("RATITE_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let wanted = std::env::var("RATITE_LOG").unwrap_or_default();
+    // What cannot be read must not keep the program from telling what goes wrong.
+    let filter: Targets = wanted.parse().unwrap_or_default();
+    let filter = match wanted.is_empty() || filter == Targets::default() {
+        true => Targets::new().with_default(LevelFilter::WARN),
+        false => filter,
+    };
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .without_time()
-        .with_target(false)
+        .with_target(false);
+    tracing_subscriber::registry()
+        .with(lines.with_filter(filter))
         .init();
 }

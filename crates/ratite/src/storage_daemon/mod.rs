@@ -9,6 +9,7 @@ use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use api::keyval::Options;
 use api::{BlockExportOptions, MonitorMode, MonitorOptions, NbdServerOptions, QmpError};
@@ -23,6 +24,9 @@ use options::{CommandLine, Parsed, Step};
 
 /// Threads of the control side. Handlers that block use threads of their own.
 const CONTROL_THREADS: usize = 2;
+
+/// When start-up is over, clients that came at once included.
+const START_UP: Duration = Duration::from_millis(100);
 
 /// Runs the personality; `program` is the name for messages.
 pub(crate) fn main(program: &str, arguments: Vec<OsString>) -> ExitCode {
@@ -106,7 +110,10 @@ fn run(line: &CommandLine) -> Result<(), String> {
             background::settle().map_err(|error| format!("cannot go on: {error}"))?;
         }
         daemon.serve_monitors();
-        daemon.wait_for_end(&mut signals).await;
+        tokio::select! {
+            () = daemon.wait_for_end(&mut signals) => {}
+            () = rest_lightly() => {}
+        }
         drop(pidfile);
         Ok(())
     });
@@ -115,6 +122,15 @@ fn run(line: &CommandLine) -> Result<(), String> {
     // A chardev may still wait for a connection on a thread that nobody needs any more.
     runtime.shutdown_background();
     ended
+}
+
+/// Gives back the memory that only start-up needed, once that is over.
+async fn rest_lightly() {
+    tokio::time::sleep(START_UP).await;
+    if let Err(error) = host_io::give_back_code() {
+        tracing::debug!(%error, "cannot give back the code of start-up");
+    }
+    std::future::pending().await
 }
 
 async fn set_up_all(daemon: &Daemon, steps: &[Step]) -> Result<(), String> {
