@@ -415,16 +415,17 @@ impl Driver for Qcow2 {
         if !own.starts_with(JSON_PREFIX) && is_as_stored(stored, backing.as_deref(), &own) {
             return own;
         }
-        let mut told = serde_json::json!({
-            "driver": "qcow2",
-            "file": description(&image.file.node()),
-        });
+        let mut told = serde_json::Map::new();
+        told.insert("driver".to_owned(), "qcow2".into());
+        told.insert("file".to_owned(), description(&image.file.node()));
         if let Some(data_file) = &image.data_file {
-            told["data-file"] = description(&data_file.node());
+            told.insert("data-file".to_owned(), description(&data_file.node()));
         }
         if !is_as_stored(stored, backing.as_deref(), &own) {
-            told["backing"] = backing.map_or(serde_json::Value::Null, |node| description(&node));
+            let backing = backing.map_or(serde_json::Value::Null, |node| description(&node));
+            told.insert("backing".to_owned(), backing);
         }
+        let told = serde_json::Value::Object(told);
         format!("{JSON_PREFIX}{told}")
     }
 

@@ -245,11 +245,16 @@ const PLAIN: CommandFlags = CommandFlags::empty();
 
 /// Whether the installed qemu-nbd knows extended headers, which came with 8.2.
 fn qemu_has_extended_headers() -> bool {
-    let output = Program::new("qemu-nbd").arg("--version").output().unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
-    let version = text.split_whitespace().nth(1).unwrap();
-    let mut numbers = version.split('.').map(|part| part.parse::<u32>().unwrap());
-    (numbers.next().unwrap(), numbers.next().unwrap()) >= (8, 2)
+    qemu_nbd_version() >= Some((8, 2))
+}
+
+fn qemu_nbd_version() -> Option<(u32, u32)> {
+    let output = Program::new("qemu-nbd").arg("--version").output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    let mut numbers = text.split_whitespace().nth(1)?.split('.');
+    let major = numbers.next()?.parse().ok()?;
+    let minor = numbers.next()?.parse().ok()?;
+    Some((major, minor))
 }
 
 fn formats() -> Vec<(bool, bool, ReplyFormat)> {
