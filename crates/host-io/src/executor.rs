@@ -21,6 +21,7 @@ use parking_lot::Mutex;
 
 use crate::join::{self, JoinHandle};
 use crate::op::Resources;
+use crate::polling::{Polling, PollingLimits};
 use crate::pool::BlockingPool;
 use crate::reactor::{Engine, Reactor};
 
@@ -44,6 +45,9 @@ pub(crate) struct Shared {
     remote: Mutex<VecDeque<Remote>>,
     sleeping: AtomicBool,
     stopped: AtomicBool,
+    /// Whether `remote` may hold something.
+    has_remote: AtomicBool,
+    polling: PollingLimits,
     pub(crate) wake_fd: Arc<OwnedFd>,
     pub(crate) pool: BlockingPool,
 }
@@ -51,6 +55,7 @@ pub(crate) struct Shared {
 impl Shared {
     fn push(&self, remote: Remote) {
         self.remote.lock().push_back(remote);
+        self.has_remote.store(true, Ordering::Release);
         // The executor announces its sleep before it looks at the queue for the last time, so
         // one of the two sides always sees the other.
         if self.sleeping.swap(false, Ordering::SeqCst) {
@@ -134,6 +139,7 @@ pub(crate) struct Context {
     timers: RefCell<BTreeMap<(Instant, u64), Waker>>,
     next_timer: Cell<u64>,
     stopping: Cell<bool>,
+    polling: Polling,
 }
 
 thread_local! {
@@ -224,6 +230,7 @@ impl Context {
     }
 
     fn take_remote(&self) {
+        self.shared.has_remote.store(false, Ordering::Relaxed);
         let batch = std::mem::take(&mut *self.shared.remote.lock());
         for remote in batch {
             match remote {
@@ -260,6 +267,46 @@ impl Context {
         }
     }
 
+    fn turn(&self, wait: bool, until_timer: Option<Duration>) -> io::Result<()> {
+        if self.reactor.borrow_mut().turn(wait, until_timer)? {
+            self.shared.drain_wake_fd();
+        }
+        Ok(())
+    }
+
+    /// Stays awake for a while to see whether there is something to do.
+    fn news_comes_soon(&self, until_timer: Option<Duration>) -> io::Result<bool> {
+        let limit = self.polling.duration(&self.shared.polling);
+        let limit = until_timer.map_or(limit, |timer| limit.min(timer));
+        let mut reactor = self.reactor.borrow_mut();
+        if limit.is_zero() || !reactor.begin_polling()? {
+            return Ok(false);
+        }
+        let began = Instant::now();
+        loop {
+            if reactor.has_news() || self.shared.has_remote.load(Ordering::Acquire) {
+                return Ok(true);
+            }
+            if began.elapsed() >= limit {
+                return Ok(false);
+            }
+            std::hint::spin_loop();
+        }
+    }
+
+    fn sleep(&self, until_timer: Option<Duration>) -> io::Result<()> {
+        let polled = self.polling.duration(&self.shared.polling);
+        self.shared.sleeping.store(true, Ordering::SeqCst);
+        if self.shared.remote.lock().is_empty() {
+            let began = Instant::now();
+            self.turn(true, until_timer)?;
+            let idle = polled + began.elapsed();
+            self.polling.slept(idle, &self.shared.polling);
+        }
+        self.shared.sleeping.store(false, Ordering::SeqCst);
+        Ok(())
+    }
+
     fn run(&self) -> io::Result<()> {
         while !self.stopping.get() {
             for _ in 0..POLL_BUDGET {
@@ -274,15 +321,12 @@ impl Context {
             } else {
                 self.fire_timers()
             };
-            let idle = self.ready.borrow().is_empty();
-            if idle {
-                self.shared.sleeping.store(true, Ordering::SeqCst);
+            let is_idle = self.ready.borrow().is_empty();
+            if is_idle && !self.news_comes_soon(until_timer)? {
+                self.sleep(until_timer)?;
+            } else {
+                self.turn(false, until_timer)?;
             }
-            let wait = idle && self.shared.remote.lock().is_empty();
-            if self.reactor.borrow_mut().turn(wait, until_timer)? {
-                self.shared.drain_wake_fd();
-            }
-            self.shared.sleeping.store(false, Ordering::SeqCst);
             self.take_remote();
         }
         Ok(())
@@ -331,6 +375,8 @@ impl Executor {
         let shared = Arc::new(Shared {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             remote: Mutex::new(VecDeque::new()),
+            has_remote: AtomicBool::new(false),
+            polling: PollingLimits::default(),
             sleeping: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
             wake_fd,
@@ -395,6 +441,7 @@ fn thread_main(shared: Arc<Shared>, engine: Engine, ready: &Ready) {
         timers: RefCell::default(),
         next_timer: Cell::new(0),
         stopping: Cell::new(false),
+        polling: Polling::default(),
     });
     CURRENT.with(|current| *current.borrow_mut() = Some(Rc::clone(&context)));
     let tid = rustix::thread::gettid().as_raw_nonzero().get();
@@ -446,6 +493,11 @@ impl ExecutorHandle {
     /// Whether the calling code runs on this executor.
     pub fn is_current(&self) -> bool {
         try_with_current(|context| context.shared.id == self.shared.id) == Some(true)
+    }
+
+    /// How long it looks for news before it goes to sleep.
+    pub fn polling(&self) -> &PollingLimits {
+        &self.shared.polling
     }
 
     /// The threads for calls that block.

@@ -25,6 +25,7 @@ mod executor;
 mod file;
 mod join;
 mod op;
+mod polling;
 mod pool;
 mod reactor;
 mod ring;
@@ -43,6 +44,7 @@ pub use file::{
 };
 pub use join::{Gone, JoinHandle};
 pub use op::{MAX_BATCH_PARTS, SendBatch};
+pub use polling::PollingLimits;
 pub use pool::{BlockingPool, MAX_POOL_THREADS};
 pub use reactor::Engine;
 pub use socket::{Listener, Stream};

@@ -209,6 +209,22 @@ impl Reactor {
         self.slots.waiting_for_orphans.push(waker.clone());
     }
 
+    /// Prepares for [`Reactor::has_news`]; says whether it can tell at all.
+    pub(crate) fn begin_polling(&mut self) -> io::Result<bool> {
+        match &mut self.backend {
+            Backend::Ring(ring) => ring.submit().map(|()| true),
+            Backend::Threads(_) => Ok(false),
+        }
+    }
+
+    /// Whether a turn would find something, without asking the kernel.
+    pub(crate) fn has_news(&mut self) -> bool {
+        match &mut self.backend {
+            Backend::Ring(ring) => ring.has_news(),
+            Backend::Threads(_) => false,
+        }
+    }
+
     /// Hands what was started to the kernel and collects what has ended; waits for the first
     /// completion, the wake descriptor or `timeout` if `wait` is set. Says whether the wake
     /// descriptor rang.

@@ -35,6 +35,7 @@ impl Ring {
             .setup_single_issuer()
             .setup_coop_taskrun()
             .setup_defer_taskrun()
+            .setup_taskrun_flag()
             .build(RING_ENTRIES);
         // Kernels before 6.1 do not know these flags: a plain ring does the same, more slowly.
         let ring = match tuned {
@@ -137,6 +138,21 @@ impl Ring {
         self.push(&entry.user_data(WAKE));
     }
 
+    /// Hands over what was started, so that [`Ring::has_news`] may come to say yes.
+    pub(crate) fn submit(&mut self) -> io::Result<()> {
+        self.arm_wake();
+        if self.ring.submission().is_empty() {
+            return Ok(());
+        }
+        tolerated(self.ring.submit())
+    }
+
+    /// Whether a turn would find something, as far as can be seen without a system call.
+    pub(crate) fn has_news(&mut self) -> bool {
+        // With deferred work there is a completion only once the kernel is entered for it.
+        self.ring.submission().taskrun() || !self.ring.completion().is_empty()
+    }
+
     /// One turn of the loop; says whether the wake descriptor rang.
     pub(crate) fn turn(
         &mut self,
@@ -157,14 +173,7 @@ impl Ring {
         } else {
             self.ring.submit()
         };
-        match submitted {
-            Ok(_) => {}
-            Err(error) => match error.raw_os_error() {
-                // Timed out, interrupted, or momentarily short of memory: the next turn goes on.
-                Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN) => {}
-                _ => return Err(error),
-            },
-        }
+        tolerated(submitted)?;
         let mut woken = false;
         for cqe in self.ring.completion() {
             match cqe.user_data() {
@@ -177,6 +186,17 @@ impl Ring {
             }
         }
         Ok(woken)
+    }
+}
+
+/// Lets pass what the next turn puts right: timed out, interrupted, momentarily short of memory.
+fn tolerated(submitted: io::Result<usize>) -> io::Result<()> {
+    match submitted {
+        Ok(_) => Ok(()),
+        Err(error) => match error.raw_os_error() {
+            Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN) => Ok(()),
+            _ => Err(error),
+        },
     }
 }
 

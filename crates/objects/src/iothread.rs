@@ -91,6 +91,17 @@ fn assign(slot: &mut i64, name: &str, value: Option<i64>) -> Result<(), ObjectEr
 }
 
 impl IoThreadSettings {
+    /// Tells the executor what concerns it.
+    fn apply(&self, executor: &ExecutorHandle) {
+        // Negative values were refused.
+        let number = |value: i64| u64::try_from(value).unwrap_or(0);
+        executor.polling().set(
+            number(self.poll_max_ns),
+            number(self.poll_grow),
+            number(self.poll_shrink),
+        );
+    }
+
     /// These with what is given in `properties`.
     fn with(mut self, properties: &IothreadProperties) -> Result<Self, ObjectError> {
         let IothreadProperties {
@@ -141,6 +152,7 @@ impl IoThread {
             id: id.to_owned(),
             source,
         })?;
+        settings.apply(&executor.handle());
         Ok(Self {
             handle: executor.handle(),
             executor: Some(executor),
@@ -194,6 +206,7 @@ impl Object for IoThread {
         let properties: IothreadProperties = api::from_json(as_options(property, value))?;
         let mut settings = self.settings.lock();
         *settings = settings.with(&properties)?;
+        settings.apply(&self.handle);
         Ok(())
     }
 
