@@ -1,15 +1,17 @@
 //! Many requests at once, and requests that nobody waits for any more.
 
+use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 
 use block_graph::{BlockBackend, BlockErrorKind, Preallocation, WriteFlags};
-use host_io::{IoBuf, IoBytes, spawn_local};
+use host_io::{Executor, IoBuf, IoBytes, spawn_local};
 
 use super::trial::{Trial, noise, read};
 use super::{Case, DISK_BYTES, DiskMaker};
+use crate::Rng;
 
 /// The unit that concurrent writes replace whole, in bytes.
 const BLOCK: u64 = 512;
@@ -22,6 +24,10 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "neighbouring writes do not lose each other's bytes",
         run: |maker| Box::pin(neighbours(maker)),
+    },
+    Case {
+        name: "several executors at once",
+        run: |maker| Box::pin(executors(maker)),
     },
     Case {
         name: "dropped requests change nothing but their range",
@@ -133,6 +139,68 @@ async fn neighbours(maker: Arc<dyn DiskMaker>) {
             trial.content[base as usize..][..data.len()].copy_from_slice(&data);
         }
         trial.check_around(base, PIECES * piece).await;
+    }
+    trial.end().await;
+}
+
+/// The disk in pieces that fit no cluster, of which every writer has its own.
+const PIECE: u64 = 3000;
+const WRITERS: u64 = 6;
+
+/// Fills pieces with bytes or zeroes, and says which byte each ended with.
+async fn writer(backend: Arc<BlockBackend>, own: u64, keeps_data: bool) -> Vec<(u64, u8)> {
+    let mut rng = Rng::new(own);
+    let groups = backend.length() / PIECE / WRITERS;
+    let mut filled = BTreeMap::new();
+    for _ in 0..60 {
+        let piece = rng.below(groups) * WRITERS + own;
+        let at = piece * PIECE;
+        match rng.below(6) {
+            0..=2 => {
+                let byte = rng.next_u64() as u8 | 1;
+                let data = IoBytes::copy_of(&[byte; PIECE as usize]);
+                backend.write(at, data, WriteFlags::empty()).await.unwrap();
+                filled.insert(piece, byte);
+            }
+            3 => {
+                let flags = WriteFlags::MAY_UNMAP;
+                backend.write_zeroes(at, PIECE, flags).await.unwrap();
+                filled.insert(piece, 0);
+            }
+            4 => backend.flush().await.unwrap(),
+            _ => {
+                let found = read(&backend, at, PIECE).await;
+                if let (Some(byte), true) = (filled.get(&piece), keeps_data) {
+                    let good = found.iter().all(|found| found == byte);
+                    assert!(good, "writer {own}: piece {piece} is not all {byte}");
+                }
+            }
+        }
+    }
+    filled.into_iter().collect()
+}
+
+async fn executors(maker: Arc<dyn DiskMaker>) {
+    let engine = host_io::current().unwrap().engine();
+    let others: Vec<_> = (0..3)
+        .map(|_| Executor::start("an executor of several", engine).unwrap())
+        .collect();
+    let mut trial = Trial::begin(maker, DISK_BYTES).await;
+    trial.write_noise(1 << 20, 2 << 20).await;
+    let keeps_data = trial.abilities.keeps_data;
+    let writers: Vec<_> = (0..WRITERS)
+        .zip(others.iter().cycle())
+        .map(|(own, executor)| {
+            let backend = Arc::clone(trial.backend());
+            let work = move || writer(backend, own, keeps_data);
+            executor.handle().spawn(work)
+        })
+        .collect();
+    for writer in writers {
+        let filled = writer.await.unwrap();
+        for (piece, byte) in filled.into_iter().filter(|_| keeps_data) {
+            trial.content[(piece * PIECE) as usize..][..PIECE as usize].fill(byte);
+        }
     }
     trial.end().await;
 }
