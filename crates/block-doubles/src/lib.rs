@@ -5,13 +5,18 @@
 //! failure at any point: everything flushed, and any part, in sectors and in any order, of what
 //! was not. It can fail the n-th change, and give way to other tasks before each operation.
 //!
-//! For tests only: it panics on its own misuse.
+//! [`conformance`] is the table of cases that every block driver passes.
+//!
+//! For tests only: it panics on its own misuse, and where a driver fails.
 
 #![expect(
     clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
     reason = "a double for tests may panic on its own misuse"
 )]
 
+pub mod conformance;
 mod log;
 mod storage;
 

@@ -37,6 +37,8 @@ pub struct Log {
     pub start: Vec<u8>,
     /// The changes in order.
     pub changes: Vec<Change>,
+    /// For each change, when it was done: counted over all storages that were recorded together.
+    pub times: Vec<u64>,
 }
 
 /// A small random number generator, the same everywhere for the same seed.
@@ -117,6 +119,11 @@ impl Log {
         content
     }
 
+    /// The number of the first change that was done at `time` or later.
+    pub fn first_at(&self, time: u64) -> usize {
+        self.times.partition_point(|at| *at < time)
+    }
+
     /// What lies between the last flush before `at` and `at`.
     pub fn pending_at(&self, at: usize) -> usize {
         self.changes[..at]
@@ -182,7 +189,10 @@ mod tests {
         let log = Log {
             start: vec![0; 4096],
             changes: vec![write(0, 1), Change::Flush, write(1024, 2), write(2048, 3)],
+            times: vec![0, 1, 5, 6],
         };
+        assert_eq!(log.first_at(5), 2);
+        assert_eq!(log.first_at(7), 4);
         let none = log.crash_at(4, Survivors::Nothing);
         assert!(none[..1024].iter().all(|&b| b == 1));
         assert!(none[1024..].iter().all(|&b| b == 0));

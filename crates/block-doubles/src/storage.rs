@@ -1,6 +1,7 @@
 //! A block driver over memory.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use block_graph::{
     Access, BlockError, BlockErrorKind, BlockFuture, BlockOperation, Driver, DriverInfo, Edge,
@@ -28,12 +29,22 @@ pub struct Faults {
 struct State {
     content: Vec<u8>,
     log: Option<Log>,
+    clock: Arc<AtomicU64>,
     faults: Faults,
     changes: u64,
     reads: u64,
     rng: Rng,
     hold_at: Option<u64>,
     holding: bool,
+}
+
+impl State {
+    fn log_change(&mut self, change: Change) {
+        if let Some(log) = &mut self.log {
+            log.changes.push(change);
+            log.times.push(self.clock.fetch_add(1, Ordering::SeqCst));
+        }
+    }
 }
 
 /// Memory that looks like a disk. Clones share it.
@@ -49,6 +60,7 @@ impl Storage {
             state: Arc::new(Mutex::new(State {
                 content,
                 log: None,
+                clock: Arc::default(),
                 faults: Faults::default(),
                 changes: 0,
                 reads: 0,
@@ -66,11 +78,17 @@ impl Storage {
 
     /// Begins to record.
     pub fn record(&self) {
+        self.record_by(Arc::default());
+    }
+
+    /// Begins to record, with times by a clock that other storages may go by too: so that the
+    /// power can fail for all of them at once.
+    pub fn record_by(&self, clock: Arc<AtomicU64>) {
         let mut state = self.state.lock();
-        let start = state.content.clone();
+        state.clock = clock;
         state.log = Some(Log {
-            start,
-            changes: Vec::new(),
+            start: state.content.clone(),
+            ..Log::default()
         });
     }
 
@@ -81,9 +99,7 @@ impl Storage {
 
     /// Puts a mark into the log.
     pub fn mark(&self, mark: u64) {
-        if let Some(log) = &mut self.state.lock().log {
-            log.changes.push(Change::Mark(mark));
-        }
+        self.state.lock().log_change(Change::Mark(mark));
     }
 
     /// Says what is to go wrong from now on; numbers count from here.
@@ -177,9 +193,7 @@ impl Storage {
             });
         }
         apply(&mut state.content, &change, |_| true);
-        if let Some(log) = &mut state.log {
-            log.changes.push(change);
-        }
+        state.log_change(change);
         Ok(())
     }
 }

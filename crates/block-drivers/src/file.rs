@@ -7,7 +7,8 @@ use std::sync::{Arc, OnceLock};
 
 use block_graph::{
     Access, BlockError, BlockFuture, BlockOperation, Driver, DriverInfo, Edge, Extent, ExtentKind,
-    Limits, Mapping, Permission, Permissions, Preallocation, RangeLocks, WriteFlags, strerror,
+    Limits, Mapping, Permission, Permissions, Preallocation, RangeGuard, RangeLocks, WriteFlags,
+    strerror,
 };
 use host_io::{AllocateMode, File, FileKind, IoBuf, IoBytes, OpenMode};
 
@@ -92,7 +93,8 @@ pub struct FileDriver {
     locks: Option<Arc<FileLocks>>,
     length: AtomicU64,
     alignment: u32,
-    /// Holds overlapping writes apart where unaligned ones are read-modify-writes.
+    /// Holds overlapping writes, zeroes and discards apart where unaligned writes are
+    /// read-modify-writes.
     unaligned: RangeLocks,
     flush_failed: AtomicBool,
     can_zero: AtomicBool,
@@ -314,6 +316,16 @@ impl FileDriver {
         Ok(())
     }
 
+    /// Holds off read-modify-writes, which would bring back what lies in their blocks.
+    async fn turn(&self, offset: u64, len: u64) -> Option<RangeGuard<'_>> {
+        if self.alignment == 1 {
+            return None;
+        }
+        let end = self.align_up(offset.saturating_add(len));
+        let start = self.align_down(offset);
+        Some(self.unaligned.lock(start, end.unwrap_or(u64::MAX)).await)
+    }
+
     /// Asks the host to make zeroes; says whether it could.
     async fn zero_by_host(&self, offset: u64, len: u64, unmap: bool) -> io::Result<bool> {
         if unmap && self.can_punch.load(Ordering::Relaxed) {
@@ -370,11 +382,11 @@ impl FileDriver {
             return Ok(());
         };
         let unmap = flags.contains(WriteFlags::MAY_UNMAP);
-        if self
-            .zero_by_host(offset, inside, unmap)
-            .await
-            .map_err(Self::host(OPERATION))?
-        {
+        let zeroed = {
+            let _turn = self.turn(offset, inside).await;
+            self.zero_by_host(offset, inside, unmap).await
+        };
+        if zeroed.map_err(Self::host(OPERATION))? {
             return Ok(());
         }
         if flags.contains(WriteFlags::NO_FALLBACK) {
@@ -602,6 +614,7 @@ impl Driver for FileDriver {
             if !self.can_punch.load(Ordering::Relaxed) {
                 return Ok(());
             }
+            let _turn = self.turn(offset, len).await;
             match self
                 .for_writing()
                 .fallocate(AllocateMode::PunchHole, offset, len)

@@ -209,26 +209,26 @@ impl Graph {
     /// As [`Graph::attach`], or [`GraphError::ReadOnlyUsers`]; nothing has changed then.
     pub fn replace_nodes(&self, replacements: &[Replacement]) -> Result<(), GraphError> {
         let mut state = self.state.lock();
+        let before = Before::of(replacements);
         exchange(&mut state, replacements);
         let roots: Vec<_> = replacements
             .iter()
             .map(|one| Arc::clone(&one.new))
             .collect();
         let updated = update_permissions(&roots, replacements);
-        let mut left: Vec<_> = replacements
-            .iter()
-            .flat_map(Replacement::ended_edges)
-            .map(|edge| edge.node_arc())
-            .collect();
         if updated.is_err() {
-            let back: Vec<_> = replacements.iter().map(Replacement::reversed).collect();
-            left.extend(
-                back.iter()
-                    .flat_map(Replacement::ended_edges)
-                    .map(|edge| edge.node_arc()),
-            );
-            exchange(&mut state, &back);
-            left.extend(replacements.iter().map(|one| Arc::clone(&one.old)));
+            before.restore(&mut state, replacements);
+        }
+        // What nobody asks for any more is given up, but not by a node that is out of the graph
+        // now: it may share what it holds (the locks of a file) with the one in its place.
+        let mut left = before.below;
+        for one in replacements {
+            let (gone, stays) = match updated {
+                Ok(()) => (&one.old, &one.new),
+                Err(_) => (&one.new, &one.old),
+            };
+            left.retain(|node| !Arc::ptr_eq(node, gone));
+            left.push(Arc::clone(stays));
         }
         restore_permissions(&left);
         updated
@@ -421,6 +421,57 @@ impl Replacement {
         Self {
             old: Arc::clone(&self.new),
             new: Arc::clone(&self.old),
+        }
+    }
+}
+
+/// Which edges led where before nodes were replaced, to go back to exactly that.
+struct Before {
+    parents: Vec<(Arc<Node>, Vec<Arc<Edge>>)>,
+    /// The nodes to which edges that end or begin led.
+    below: Vec<Arc<Node>>,
+    begun: Vec<(Arc<Edge>, Arc<Node>)>,
+}
+
+impl Before {
+    fn of(replacements: &[Replacement]) -> Self {
+        let begun: Vec<_> = replacements
+            .iter()
+            .flat_map(|one| one.reversed().ended_edges())
+            .map(|edge| (Arc::clone(&edge), edge.node_arc()))
+            .collect();
+        let mut below: Vec<_> = replacements
+            .iter()
+            .flat_map(Replacement::ended_edges)
+            .map(|edge| edge.node_arc())
+            .collect();
+        below.extend(begun.iter().map(|(_, node)| Arc::clone(node)));
+        let both = replacements.iter().flat_map(|one| [&one.old, &one.new]);
+        let parents = both
+            .chain(&below)
+            .map(|node| (Arc::clone(node), node.parents()))
+            .collect();
+        Self {
+            parents,
+            below,
+            begun,
+        }
+    }
+
+    fn restore(&self, state: &mut State, replacements: &[Replacement]) {
+        for (node, parents) in &self.parents {
+            node.set_parents(parents.clone());
+            for edge in parents {
+                edge.set_node(Arc::clone(node));
+            }
+        }
+        for (edge, node) in &self.begun {
+            edge.set_node(Arc::clone(node));
+        }
+        for one in replacements {
+            if let Some((_, node)) = state.nodes.get_mut(one.old.name()) {
+                *node = Arc::clone(&one.old);
+            }
         }
     }
 }

@@ -149,6 +149,10 @@ impl Node {
         std::mem::take(&mut *self.parents.lock())
     }
 
+    pub(crate) fn set_parents(&self, parents: Vec<Arc<Edge>>) {
+        *self.parents.lock() = parents;
+    }
+
     pub(crate) fn remove_parent(&self, edge: &Edge) {
         self.parents
             .lock()

@@ -1,7 +1,8 @@
 //! Making a new image.
 //!
 //! Layout: header, refcount table, refcount blocks, L1 table, each from a cluster of its own. The
-//! header is written last, when everything that it refers to is durable.
+//! header's first sector is written last, when everything that it refers to is durable: so a crash
+//! leaves the old content, no image, or the new one.
 
 use std::sync::Arc;
 
@@ -25,6 +26,9 @@ use crate::types::{
     Geometry, MAX_CLUSTER_BITS, MAX_DISK_BYTES, MAX_L1_BYTES, MIN_CLUSTER_BITS,
     MIN_EXTENDED_CLUSTER_BITS,
 };
+
+/// What a disk writes whole or not at all, in bytes.
+const SECTOR_BYTES: usize = 512;
 
 /// What a new image is to be like.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -196,7 +200,8 @@ fn plan(options: &CreateOptions) -> Result<Plan, BlockError> {
             ..refuse("Could not resize image: Failed to grow the L1 table: File too large")
         });
     }
-    let l1_clusters = geometry.clusters_for(l1_entries * 8).max(1);
+    // None for a disk of no bytes.
+    let l1_clusters = geometry.clusters_for(l1_entries * 8);
     let (mut table_clusters, mut blocks) = (1, 1);
     loop {
         let end = 1 + table_clusters + blocks + l1_clusters;
@@ -235,15 +240,20 @@ pub async fn create(
     match node.resize(0, false, Preallocation::Off).await {
         // A device keeps its length: then its old content is overwritten where it matters.
         Err(error) if error.kind != BlockErrorKind::Host && node.length() > 0 => {
-            let no_header = IoBytes::copy_of(&[0; 512]);
+            let no_header = IoBytes::copy_of(&[0; SECTOR_BYTES]);
             node.write(0, no_header, WriteFlags::empty()).await?;
         }
         other => other?,
     }
-    write_tables(&node, &plan).await?;
+    // An old header must not come back over new tables.
     node.flush().await?;
-    node.write(0, IoBytes::copy_of(&header), WriteFlags::empty())
-        .await?;
+    write_tables(&node, &plan).await?;
+    let (first, rest) = header.split_at(header.len().min(SECTOR_BYTES));
+    let none = WriteFlags::empty();
+    let behind = SECTOR_BYTES as u64;
+    node.write(behind, IoBytes::copy_of(rest), none).await?;
+    node.flush().await?;
+    node.write(0, IoBytes::copy_of(first), none).await?;
     node.flush().await?;
     if let Some(data_file) = data_file {
         let data = data_file.node_arc();
@@ -281,7 +291,10 @@ async fn write_tables(node: &Arc<block_graph::Node>, plan: &Plan) -> Result<(), 
         node.write(at, IoBytes::copy_of(&block), WriteFlags::empty())
             .await?;
     }
-    let l1_bytes = (plan.l1_entries * 8).next_multiple_of(512).max(512);
+    if plan.l1_entries == 0 {
+        return Ok(());
+    }
+    let l1_bytes = (plan.l1_entries * 8).next_multiple_of(512);
     let at = plan.l1_start * size;
     node.write_zeroes(at, l1_bytes, WriteFlags::empty()).await
 }
@@ -319,7 +332,11 @@ fn header_bytes(
         cluster_bits: U32::new(plan.geometry.cluster_bits),
         size: U64::new(options.size),
         l1_size: U32::new(u32::try_from(plan.l1_entries).unwrap_or(u32::MAX)),
-        l1_table_offset: U64::new(plan.l1_start * size),
+        l1_table_offset: U64::new(if plan.l1_entries == 0 {
+            0
+        } else {
+            plan.l1_start * size
+        }),
         refcount_table_offset: U64::new(size),
         refcount_table_clusters: U32::new(u32::try_from(plan.table_clusters).unwrap_or(1)),
         incompatible: U64::new(features),

@@ -23,6 +23,11 @@ pub(crate) enum Clearing {
     Shrink,
 }
 
+fn not_without_data() -> BlockError {
+    let message = "these zeroes would have to be written as data";
+    BlockError::not_supported(BlockOperation::WriteZeroes, message)
+}
+
 impl Image {
     /// Makes `len` bytes from `offset` read as zeroes.
     pub(crate) async fn write_zeroes_guest(
@@ -59,6 +64,11 @@ impl Image {
         if whole_start >= whole_end {
             return self.zero_part(offset, end, flags).await;
         }
+        if flags.contains(WriteFlags::NO_FALLBACK) {
+            let parts = [(offset, whole_start), (whole_end, end)];
+            self.check_without_data(parts, whole_start, whole_end)
+                .await?;
+        }
         if offset < whole_start {
             self.zero_part(offset, whole_start, flags).await?;
         }
@@ -75,9 +85,47 @@ impl Image {
         Ok(())
     }
 
+    /// Refuses zeroes of which something would have to be written as data, before anything has
+    /// changed: `parts` of (sub)clusters, or subclusters of compressed clusters.
+    async fn check_without_data(
+        &self,
+        parts: [(u64, u64); 2],
+        whole_start: u64,
+        whole_end: u64,
+    ) -> Result<(), BlockError> {
+        for (from, to) in parts {
+            if from < to && !self.is_zero_part(from, to).await? {
+                return Err(not_without_data());
+            }
+        }
+        let operation = BlockOperation::WriteZeroes;
+        for (from, to) in self.borders(whole_start, whole_end) {
+            if from < to
+                && let Cluster::Compressed(_) =
+                    self.cluster_at(operation, GuestOffset(from)).await?
+            {
+                return Err(not_without_data());
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether nothing has to be done for a part of a (sub)cluster to be zero.
+    async fn is_zero_part(&self, from: u64, to: u64) -> Result<bool, BlockError> {
+        Ok(!self.is_raw_external() && self.reads_as_zeroes(from, to - from).await?)
+    }
+
+    /// The parts of a range of whole subclusters that are less than a cluster, at its two ends.
+    fn borders(&self, from: u64, to: u64) -> [(u64, u64); 2] {
+        let geometry = &self.layout.geometry;
+        let first_end = from.next_multiple_of(geometry.cluster_size()).min(to);
+        let last_start = geometry.cluster_start(to).max(first_end);
+        [(from, first_end), (last_start, to)]
+    }
+
     /// Less than a (sub)cluster: nothing to do where it reads as zeroes already, else data.
     async fn zero_part(&self, from: u64, to: u64, flags: WriteFlags) -> Result<(), BlockError> {
-        if self.reads_as_zeroes(from, to - from).await? && !self.is_raw_external() {
+        if self.is_zero_part(from, to).await? {
             return Ok(());
         }
         self.zero_as_data(from, to, flags).await
@@ -85,10 +133,7 @@ impl Image {
 
     async fn zero_as_data(&self, from: u64, to: u64, flags: WriteFlags) -> Result<(), BlockError> {
         if flags.contains(WriteFlags::NO_FALLBACK) {
-            return Err(BlockError::not_supported(
-                BlockOperation::WriteZeroes,
-                "these zeroes would have to be written as data",
-            ));
+            return Err(not_without_data());
         }
         let to = to.min(self.length().max(from));
         let mut at = from;
@@ -129,10 +174,9 @@ impl Image {
             node.write_zeroes(from, to - from, flags).await?;
         }
         // A part of a compressed cluster has no bits of its own: that is written as data.
-        let geometry = &self.layout.geometry;
-        let first_end = from.next_multiple_of(geometry.cluster_size()).min(to);
-        let last_start = geometry.cluster_start(to).max(first_end);
-        for (from, to) in [(from, first_end), (last_start, to)] {
+        let borders = self.borders(from, to);
+        let [(_, first_end), (last_start, _)] = borders;
+        for (from, to) in borders {
             if from == to {
                 continue;
             }

@@ -106,9 +106,12 @@ impl Job {
     }
 
     fn fail(&self, failure: JobFailure) {
-        if let JobFailure::Failed(message) = failure {
-            self.state.lock().error = Some(message);
-        }
+        let message = match failure {
+            JobFailure::Failed(message) => message,
+            // The host's words for ECANCELED, which clients know from QEMU.
+            JobFailure::Cancelled => "Operation canceled".to_owned(),
+        };
+        self.state.lock().error = Some(message);
     }
 
     fn check(&self, verb: JobVerb) -> Result<(), QmpError> {
@@ -247,6 +250,8 @@ impl JobRegistry {
         let job = self.find(id)?;
         job.check(JobVerb::Cancel)?;
         job.wishes.set(&job.wishes.cancel, true);
+        // It has been woken for its end: there is no pause left that could be resumed.
+        job.wishes.set(&job.wishes.pause, false);
         Ok(())
     }
 

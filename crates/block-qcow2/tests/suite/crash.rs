@@ -5,6 +5,9 @@
 //! flushed. Each of these images must have no corruption (leaks are allowed), and every byte must
 //! be what was flushed last, or something that was written since.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
 use block_doubles::{Change, Log, Rng, Storage, Survivors};
 use block_graph::{Node, Preallocation, WriteFlags};
 use block_qcow2::{CompressionType, OpenOptions};
@@ -14,8 +17,8 @@ use crate::reference;
 use crate::support::{Disk, Variant, bytes, noise, run, small_caches};
 
 /// What a guest may find: its view after each operation.
-struct History {
-    contents: Vec<Vec<u8>>,
+pub struct History {
+    pub contents: Vec<Vec<u8>>,
 }
 
 /// Marks in the log: operation `n` begins; the flush that is operation `n` has ended.
@@ -27,10 +30,89 @@ fn flushed(n: usize) -> u64 {
     n as u64 * 2 + 1
 }
 
-/// For a crash before change `at`: the last operation that is durable, and the last that began.
-fn bounds(log: &Log, at: usize) -> (usize, usize) {
+/// What was done to an image's file, and to its data file if it has one.
+pub struct Logs {
+    file: Log,
+    data: Option<Log>,
+}
+
+/// What a crash leaves: of the image's file and of the data file.
+#[derive(Clone, Copy, Debug)]
+pub struct Left(Survivors, Survivors);
+
+impl Logs {
+    pub fn record(disk: &Disk) {
+        let clock = Arc::<AtomicU64>::default();
+        disk.file.record_by(Arc::clone(&clock));
+        if let Some(data) = &disk.data {
+            data.record_by(clock);
+        }
+    }
+
+    pub fn take(disk: &Disk) -> Self {
+        Self {
+            file: disk.file.take_log(),
+            data: disk.data.as_ref().map(Storage::take_log),
+        }
+    }
+
+    /// The times before which the power may fail, where that makes a difference.
+    pub fn times(&self) -> Vec<u64> {
+        let mut all: Vec<_> = [Some(&self.file), self.data.as_ref()]
+            .into_iter()
+            .flatten()
+            .flat_map(|log| log.times.iter().zip(&log.changes))
+            .map(|(time, change)| (*time, !matches!(change, Change::Mark(_) | Change::Flush)))
+            .collect();
+        all.sort_unstable();
+        // Before the first change, after each that changes something, and at the end.
+        let last = all.last().map_or(0, |(time, _)| time + 1);
+        let after = all.into_iter().filter(|(_, is_change)| *is_change);
+        let mut times: Vec<_> = after.map(|(time, _)| time + 1).collect();
+        times.insert(0, 0);
+        times.push(last);
+        times.dedup();
+        times
+    }
+
+    pub fn pending_at(&self, time: u64) -> usize {
+        let pending = |log: &Log| log.pending_at(log.first_at(time));
+        pending(&self.file) + self.data.as_ref().map_or(0, pending)
+    }
+
+    pub fn crash_at(&self, time: u64, left: Left, disk: &Disk) -> Disk {
+        let crash =
+            |log: &Log, survivors| Storage::new(log.crash_at(log.first_at(time), survivors));
+        Disk {
+            file: crash(&self.file, left.0),
+            data: self.data.as_ref().map(|log| crash(log, left.1)),
+            backing: disk.backing.clone(),
+        }
+    }
+
+    /// What a crash may leave: all or nothing, of either file, and parts.
+    pub fn kinds(&self, pending: usize, rng: &mut Rng) -> Vec<Left> {
+        use Survivors::{AllBut, Everything, Nothing, Only, Some};
+        let mut kinds = vec![Left(Nothing, Nothing), Left(Everything, Everything)];
+        if self.data.is_some() {
+            kinds.push(Left(Nothing, Everything));
+            kinds.push(Left(Everything, Nothing));
+        }
+        if pending > 1 {
+            for _ in 0..2 {
+                kinds.push(Left(Some(rng.next_u64()), Some(rng.next_u64())));
+                kinds.push(Left(AllBut(rng.next_u64()), AllBut(rng.next_u64())));
+                kinds.push(Left(Only(rng.next_u64()), Only(rng.next_u64())));
+            }
+        }
+        kinds
+    }
+}
+
+/// For a crash at `time`: the last operation that is durable, and the last that began.
+fn bounds(log: &Log, time: u64) -> (usize, usize) {
     let (mut durable, mut begun) = (0, 0);
-    for change in &log.changes[..at] {
+    for change in &log.changes[..log.first_at(time)] {
         if let Change::Mark(mark) = change {
             let number = (*mark / 2) as usize;
             if mark % 2 == 1 {
@@ -43,15 +125,44 @@ fn bounds(log: &Log, at: usize) -> (usize, usize) {
     (durable, begun)
 }
 
-fn verify(log: &Log, history: &History, at: usize, survivors: Survivors, disk: &Disk) -> Vec<u8> {
-    let image = log.crash_at(at, survivors);
-    let backing = disk
-        .backing
-        .as_ref()
-        .map(Storage::content)
-        .unwrap_or_default();
-    let what = || format!("crash before change {at} with {survivors:?}");
-    let reference = reference::Image::new(&image, None, &backing).unwrap();
+/// An image and what lies beside it, as bytes.
+pub struct Content {
+    file: Vec<u8>,
+    data: Option<Vec<u8>>,
+    backing: Vec<u8>,
+}
+
+impl Content {
+    pub fn of(disk: &Disk) -> Self {
+        Self {
+            file: disk.file.content(),
+            data: disk.data.as_ref().map(Storage::content),
+            backing: disk
+                .backing
+                .as_ref()
+                .map(Storage::content)
+                .unwrap_or_default(),
+        }
+    }
+
+    pub fn reference(&self) -> Result<reference::Image<'_>, String> {
+        reference::Image::new(&self.file, self.data.as_deref(), &self.backing)
+    }
+
+    /// Whether the header says that the data file reads like the disk.
+    fn has_raw_data(&self) -> bool {
+        self.data.is_some() && self.file.get(95).is_some_and(|byte| byte & 2 != 0)
+    }
+}
+
+pub fn verify(
+    crashed: &Disk,
+    history: &History,
+    bounds: (usize, usize),
+    what: &dyn Fn() -> String,
+) {
+    let content = Content::of(crashed);
+    let reference = content.reference().unwrap();
     assert!(!reference.corrupt, "{}", what());
     if !reference.dirty {
         reference
@@ -61,9 +172,14 @@ fn verify(log: &Log, history: &History, at: usize, survivors: Survivors, disk: &
     let found = reference
         .read()
         .unwrap_or_else(|wrong| panic!("{}: {wrong}", what()));
-    let (durable, begun) = bounds(log, at);
-    check_content(history, durable, begun, &found, &what);
-    image
+    check_content(history, bounds.0, bounds.1, &found, what);
+    if content.has_raw_data() {
+        // Whoever reads the data file by itself finds the same disk.
+        let mut raw = content.data.clone().unwrap_or_default();
+        raw.resize(found.len(), 0);
+        let what = || format!("{}, raw data file", what());
+        check_content(history, bounds.0, bounds.1, &raw, &what);
+    }
 }
 
 fn check_content(
@@ -94,48 +210,27 @@ fn check_content(
 }
 
 /// Crashes everywhere; opens some of the images again, which mends the dirty ones.
-fn crash_everywhere(log: &Log, history: &History, disk: &Disk, options: &OpenOptions, seed: u64) {
-    let mut rng = Rng::new(seed);
+pub fn crash_everywhere(logs: &Logs, history: &History, disk: &Disk, options: &OpenOptions) {
+    let mut rng = Rng::new(11);
     let mut states = 0;
-    for at in 0..=log.changes.len() {
-        if at > 0 && matches!(log.changes[at - 1], Change::Mark(_) | Change::Flush) {
-            continue;
-        }
-        let pending = log.pending_at(at);
-        let mut kinds = vec![Survivors::Nothing, Survivors::Everything];
-        if pending > 1 {
-            for _ in 0..2 {
-                kinds.push(Survivors::Some(rng.next_u64()));
-                kinds.push(Survivors::AllBut(rng.next_u64()));
-                kinds.push(Survivors::Only(rng.next_u64()));
-            }
-        }
-        for survivors in kinds {
-            let image = verify(log, history, at, survivors, disk);
+    for time in logs.times() {
+        let pending = logs.pending_at(time);
+        for left in logs.kinds(pending, &mut rng) {
+            let crashed = logs.crash_at(time, left, disk);
+            let what = || format!("crash at {time} with {left:?}");
+            verify(&crashed, history, bounds(&logs.file, time), &what);
             states += 1;
             if rng.one_in(16) {
-                reopen(image, disk, options);
+                reopen(crashed, options);
             }
         }
     }
-    println!("{} changes, {states} crashes", log.changes.len());
+    println!("{} changes, {states} crashes", logs.file.changes.len());
 }
 
 /// A driver that opens a crashed image reads the same and leaves it in order.
-fn reopen(image: Vec<u8>, disk: &Disk, options: &OpenOptions) {
-    let backing = disk
-        .backing
-        .as_ref()
-        .map(Storage::content)
-        .unwrap_or_default();
-    let before = reference::Image::new(&image, None, &backing)
-        .unwrap()
-        .read()
-        .unwrap();
-    let crashed = Disk {
-        file: Storage::new(image),
-        ..disk.clone()
-    };
+pub fn reopen(crashed: Disk, options: &OpenOptions) {
+    let before = Content::of(&crashed).reference().unwrap().read().unwrap();
     let (again, options) = (crashed.clone(), options.clone());
     run(move || async move {
         let node = again.open_with(options, Default::default()).await.unwrap();
@@ -145,8 +240,8 @@ fn reopen(image: Vec<u8>, disk: &Disk, options: &OpenOptions) {
     });
     let mut expected = before;
     expected[1000..6000].copy_from_slice(&noise(3, 5000));
-    let after = crashed.file.content();
-    let reference = reference::Image::new(&after, None, &backing).unwrap();
+    let after = Content::of(&crashed);
+    let reference = after.reference().unwrap();
     assert!(!reference.dirty);
     reference.check().unwrap();
     assert!(reference.read().unwrap() == expected);
@@ -160,7 +255,7 @@ where
 {
     println!("{variant:?}");
     let for_open = options.clone();
-    let (log, history, disk) = run(move || async move {
+    let (logs, history, disk) = run(move || async move {
         let disk = variant.create().await;
         let mut content = variant.fresh_content();
         let node = disk
@@ -169,11 +264,15 @@ where
             .unwrap();
         prepare(&node, &mut content).await;
         node.driver().close().await.unwrap();
-        disk.file.record();
-        let node = disk.open_with(options, Default::default()).await.unwrap();
+        Logs::record(&disk);
+        let node = disk
+            .open_with(options.clone(), Default::default())
+            .await
+            .unwrap();
         let mut recorder = Recorder {
             disk: disk.clone(),
             node,
+            options,
             history: History {
                 contents: vec![content],
             },
@@ -181,18 +280,38 @@ where
         operations(&mut recorder).await;
         recorder.begin();
         recorder.node.driver().close().await.unwrap();
-        (disk.file.take_log(), recorder.history, disk)
+        (Logs::take(&disk), recorder.history, disk)
     });
-    crash_everywhere(&log, &history, &disk, &for_open, 11);
+    crash_everywhere(&logs, &history, &disk, &for_open);
 }
 
 struct Recorder {
     disk: Disk,
-    node: std::sync::Arc<Node>,
+    node: Arc<Node>,
+    options: OpenOptions,
     history: History,
 }
 
 impl Recorder {
+    /// As `blockdev-reopen` does: one instance is closed, another takes its place.
+    async fn reopen(&mut self) {
+        let number = self.begin();
+        self.node.driver().close().await.unwrap();
+        self.disk.file.mark(flushed(number));
+        self.begin();
+        let opened = self.disk.open_with(self.options.clone(), Arc::default());
+        self.node = opened.await.unwrap();
+    }
+
+    /// As `blockdev-reopen` does where it fails: the instance that was closed goes on.
+    async fn close_and_activate(&mut self) {
+        let number = self.begin();
+        self.node.driver().close().await.unwrap();
+        self.disk.file.mark(flushed(number));
+        self.begin();
+        self.node.driver().activate().await.unwrap();
+    }
+
     /// A new operation begins; its result is what the last content becomes.
     fn begin(&mut self) -> usize {
         let last = self.history.contents.last().unwrap().clone();
@@ -441,5 +560,112 @@ fn a_growing_refcount_table_does_not_corrupt_when_it_is_cut_off() {
                 assert_ne!(before, after, "the table did not grow");
             },
         );
+    }
+}
+
+fn with_data_file(raw: bool) -> Variant {
+    Variant {
+        data_file: Some(raw),
+        ..small()
+    }
+}
+
+/// What can be done without compression.
+async fn every_plain_operation(recorder: &mut Recorder) {
+    recorder.write(100_000, &noise(2, 9000)).await;
+    recorder.write(5000, &noise(3, 3000)).await;
+    recorder.flush().await;
+    recorder.zero(8192, 8192, WriteFlags::MAY_UNMAP).await;
+    recorder.zero(16384, 10_000, WriteFlags::empty()).await;
+    recorder.write(20_000, &noise(5, 700)).await;
+    recorder.flush().await;
+    recorder.discard(32768, 16384).await;
+    recorder.write(110_000, &noise(6, 20_000)).await;
+    recorder.flush().await;
+    recorder.write(33_000, &noise(7, 12_000)).await;
+    recorder.discard(65536, 32768).await;
+    recorder.flush().await;
+    recorder.write(66_000, &noise(8, 10)).await;
+    recorder.discard(65536, 32768).await;
+    recorder.write(66_000, &noise(9, 10_000)).await;
+    recorder.flush().await;
+    recorder.resize(300 << 10).await;
+    recorder.write(200_000, &noise(10, 70_000)).await;
+    recorder.flush().await;
+    recorder.resize(100 << 10).await;
+    recorder.resize(160 << 10).await;
+    recorder.write(120_000, &noise(11, 30_000)).await;
+    recorder.flush().await;
+}
+
+async fn some_plain_data(node: &Node, content: &mut [u8]) {
+    let data = noise(1, 90_000);
+    let flags = WriteFlags::empty();
+    node.write(3000, bytes(&data), flags).await.unwrap();
+    content[3000..93_000].copy_from_slice(&data);
+}
+
+#[test]
+fn data_files_hold_what_their_images_say_whenever_the_power_fails() {
+    let variants = [
+        with_data_file(false),
+        with_data_file(true),
+        Variant {
+            lazy: true,
+            ..with_data_file(false)
+        },
+        Variant {
+            extended_l2: true,
+            cluster_size: 16384,
+            ..with_data_file(true)
+        },
+        Variant {
+            backing_len: Some(100_000),
+            ..with_data_file(false)
+        },
+    ];
+    for variant in variants {
+        let (plain, options) = (every_plain_operation, small_caches());
+        scenario(variant.clone(), options, some_plain_data, plain);
+        scenario(variant, OpenOptions::default(), nothing, plain);
+    }
+}
+
+async fn operations_between_reopenings(recorder: &mut Recorder) {
+    recorder.write(100_000, &noise(2, 9000)).await;
+    recorder.reopen().await;
+    recorder.write(5000, &noise(3, 3000)).await;
+    recorder.discard(32768, 16384).await;
+    recorder.close_and_activate().await;
+    recorder.write(33_000, &noise(7, 12_000)).await;
+    recorder.zero(8192, 8192, WriteFlags::MAY_UNMAP).await;
+    recorder.reopen().await;
+    recorder.reopen().await;
+    recorder.resize(200 << 10).await;
+    recorder.write(170_000, &noise(4, 20_000)).await;
+    recorder.close_and_activate().await;
+    recorder.resize(160 << 10).await;
+    recorder.close_and_activate().await;
+    recorder.write(66_000, &noise(8, 10_000)).await;
+}
+
+#[test]
+fn reopening_does_not_corrupt_when_it_is_cut_off() {
+    let variants = [
+        small(),
+        Variant {
+            lazy: true,
+            ..small()
+        },
+        Variant {
+            version: 2,
+            ..small()
+        },
+        with_data_file(false),
+        with_data_file(true),
+    ];
+    for variant in variants {
+        let (options, prepare) = (small_caches(), some_plain_data);
+        scenario(variant, options, prepare, operations_between_reopenings);
     }
 }

@@ -8,7 +8,9 @@
 )]
 
 mod concurrent;
+mod conformance;
 mod crash;
+mod crash_at_birth;
 mod differential;
 mod hostile;
 mod model;

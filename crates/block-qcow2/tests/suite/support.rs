@@ -89,6 +89,19 @@ impl Disk {
         options: OpenOptions,
         events: Arc<Events>,
     ) -> Result<Arc<Node>, BlockError> {
+        let node = self.open_inactive(options, events).await?;
+        if !node.is_read_only() {
+            node.driver().activate().await?;
+        }
+        Ok(node)
+    }
+
+    /// Opens the image without marking it as in use.
+    pub async fn open_inactive(
+        &self,
+        options: OpenOptions,
+        events: Arc<Events>,
+    ) -> Result<Arc<Node>, BlockError> {
         let in_flight = Arc::new(InFlight::default());
         let read_only = options.read_only;
         let driver = self
@@ -105,9 +118,6 @@ impl Disk {
             read_only,
             in_flight,
         );
-        if !read_only {
-            node.driver().activate().await?;
-        }
         Ok(node)
     }
 
