@@ -98,6 +98,10 @@ impl Logs {
             kinds.push(Left(Nothing, Everything));
             kinds.push(Left(Everything, Nothing));
         }
+        if pending == 1 {
+            // One write, of which a part of the sectors is there.
+            kinds.extend([0, 1].map(|_| Left(Some(rng.next_u64()), Some(rng.next_u64()))));
+        }
         if pending > 1 {
             for _ in 0..2 {
                 kinds.push(Left(Some(rng.next_u64()), Some(rng.next_u64())));

@@ -40,9 +40,10 @@ async fn record_creation(variant: &Variant, disk: &Disk) -> Logs {
     let file = edge(&disk.file, "file", ChildRole::Image);
     let data = disk.data.as_ref();
     let data = data.map(|data| edge(data, "data-file", ChildRole::Data));
-    create(&file, data.as_ref(), &variant.options())
-        .await
-        .unwrap();
+    let mut options = variant.options();
+    // A name that leads the header over more than one sector.
+    options.backing_file = options.backing_file.map(|_| "b".repeat(600));
+    create(&file, data.as_ref(), &options).await.unwrap();
     Logs::take(disk)
 }
 
