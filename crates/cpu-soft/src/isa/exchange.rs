@@ -3,7 +3,7 @@
 use iced_x86::{Instruction, Mnemonic};
 
 use crate::cpu::{Cpu, RAX, RBX, RCX, RDX};
-use crate::domain::{Domain, Flow, Handler, Helper, Op, Stop, W32, W64, Width, helper};
+use crate::domain::{Domain, Flags, Flow, Handler, Helper, Op, Stop, W32, W64, Width, helper};
 use crate::flags;
 use crate::lower::{Dst, Kind, LockedMem, Lowered, Mem, Place, Shape, by_width, go, prefix};
 use crate::paging::Place as Location;
@@ -45,24 +45,53 @@ fn exchange_add<D: Domain, W: Width, P: Place>(d: &mut D, op: &Op) -> Flow {
     Ok(())
 }
 
+/// With a register: the one of the two that is not written keeps its upper half too.
+fn compare_exchange_register<D: Domain, W: Width>(d: &mut D, op: &Op) -> Flow {
+    let wanted = d.reg::<W>(RAX);
+    let new = d.reg::<W>(op.src);
+    let old = d.reg::<W>(op.dst);
+    let f = compare::<D, W>(d, wanted, old);
+    let same = d.is_zero(f.zr);
+    if W::BITS < 32 {
+        let v = d.select(same, new, old);
+        d.set_reg::<W>(op.dst, v);
+    } else {
+        let whole = d.reg::<W64>(op.dst);
+        let v = d.select(same, new, whole);
+        d.set_reg::<W64>(op.dst, v);
+    }
+    load_accumulator::<D, W>(d, same, old);
+    d.set_flags(f);
+    Ok(())
+}
+
+fn compare<D: Domain, W: Width>(d: &mut D, wanted: D::Val, old: D::Val) -> Flags<D::Val> {
+    let r = d.sub(wanted, old);
+    let r = d.zext::<W>(r);
+    flags::of_sub::<D, W>(d, wanted, old, r)
+}
+
+/// The accumulator gets what was there unless it was the same: 32 bits would clear its upper
+/// half.
+fn load_accumulator<D: Domain, W: Width>(d: &mut D, same: D::Bit, old: D::Val) {
+    let before = d.reg::<W64>(RAX);
+    d.set_reg::<W>(RAX, old);
+    let loaded = d.reg::<W64>(RAX);
+    let v = d.select(same, before, loaded);
+    d.set_reg::<W64>(RAX, v);
+}
+
 fn compare_exchange<D: Domain, W: Width, P: Place>(d: &mut D, op: &Op) -> Flow {
     let wanted = d.reg::<W>(RAX);
     let new = d.reg::<W>(op.src);
     let (old, f) = P::update::<D, W, _>(d, op, |d, a| {
-        let r = d.sub(wanted, a);
-        let r = d.zext::<W>(r);
-        let f = flags::of_sub::<D, W>(d, wanted, a, r);
-        let same = d.is_zero(r);
+        let f = compare::<D, W>(d, wanted, a);
+        let same = d.is_zero(f.zr);
         (d.select(same, new, a), (a, f))
     })?;
-    d.set_flags(f);
     let same = d.is_zero(f.zr);
-    // The accumulator is written only if the values differ: 32 bits would clear its upper half.
-    let before = d.reg::<W64>(RAX);
-    d.set_reg::<W>(RAX, old);
-    let loaded = d.reg::<W64>(RAX);
-    let kept = d.select(same, before, loaded);
-    d.set_reg::<W64>(RAX, kept);
+    load_accumulator::<D, W>(d, same, old);
+    d.set_flags(f);
     Ok(())
 }
 
@@ -144,7 +173,7 @@ pub(crate) fn lower<D: Domain>(i: &Instruction, s: &Shape) -> Option<Lowered<D>>
             (_, true) => exchange_add::<D, W, LockedMem>,
         }),
         Mnemonic::Cmpxchg => by_width!(s.bits, W => match (s.first, s.lock) {
-            (Kind::Reg, _) => compare_exchange::<D, W, Dst>,
+            (Kind::Reg, _) => compare_exchange_register::<D, W>,
             (_, false) => compare_exchange::<D, W, Mem>,
             (_, true) => compare_exchange::<D, W, LockedMem>,
         }),
