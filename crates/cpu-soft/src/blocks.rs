@@ -281,7 +281,7 @@ fn decode_once(
     let window = bytes.get(..got.min(wanted)).unwrap_or_default();
     let (steps, used, cut) = decode_window(cpu, scratch, window, limit);
     if !steps.is_empty() || !cut {
-        return Ok(finish(cpu, steps, used, at, None));
+        return Ok(finish(steps, used, at, None));
     }
     // The first instruction runs over the end of the page.
     let second = linear.wrapping_add(left as u64);
@@ -298,17 +298,10 @@ fn decode_once(
     cpu.memory.arena().read(at, low);
     cpu.memory.arena().read(next, high);
     let (steps, used, _) = decode_window(cpu, scratch, &both, 1);
-    Ok(finish(cpu, steps, used, at, Some((next, left as u64))))
+    Ok(finish(steps, used, at, Some((next, left as u64))))
 }
 
-fn finish(
-    cpu: &mut Cpu,
-    mut steps: Vec<Step>,
-    used: u64,
-    at: RamOffset,
-    next: Option<(RamOffset, u64)>,
-) -> Block {
-    let _ = cpu;
+fn finish(mut steps: Vec<Step>, used: u64, at: RamOffset, next: Option<(RamOffset, u64)>) -> Block {
     let origin = |at, bytes| {
         Some(Origin {
             at,

@@ -19,7 +19,6 @@ pub(crate) mod cr {
     pub(crate) const CR0_TS: u64 = 1 << 3;
     pub(crate) const CR0_ET: u64 = 1 << 4;
     pub(crate) const CR0_WP: u64 = 1 << 16;
-    pub(crate) const CR0_AM: u64 = 1 << 18;
     pub(crate) const CR0_NW: u64 = 1 << 29;
     pub(crate) const CR0_CD: u64 = 1 << 30;
     pub(crate) const CR0_PG: u64 = 1 << 31;
@@ -60,9 +59,6 @@ pub(crate) mod vector {
     pub(crate) const SS: u8 = 12;
     pub(crate) const GP: u8 = 13;
     pub(crate) const PF: u8 = 14;
-    pub(crate) const MF: u8 = 16;
-    pub(crate) const AC: u8 = 17;
-    pub(crate) const XM: u8 = 19;
 }
 
 /// Indexes of the segment registers.
@@ -199,13 +195,12 @@ pub(crate) struct Cpu {
 
     pub cpuid: CpuidTable,
     pub features: crate::system::cpuid::Features,
-    pub index: u32,
     started: Instant,
     tsc_offset: u64,
 }
 
 impl Cpu {
-    pub(crate) fn new(memory: Arc<GuestMemory>, index: u32, cpuid: CpuidTable) -> Self {
+    pub(crate) fn new(memory: Arc<GuestMemory>, cpuid: CpuidTable) -> Self {
         let attention = Arc::new(Attention::default());
         memory.code_marks().watch(&attention);
         let features = crate::system::cpuid::Features::of(&cpuid);
@@ -256,7 +251,6 @@ impl Cpu {
             window_wanted: false,
             cpuid,
             features,
-            index,
             started: Instant::now(),
             tsc_offset: 0,
         };

@@ -171,7 +171,6 @@ pub(crate) trait Domain: Sized {
     fn is_even_parity(&mut self, a: Self::Val) -> Self::Bit;
     fn both(&mut self, a: Self::Bit, b: Self::Bit) -> Self::Bit;
     fn either(&mut self, a: Self::Bit, b: Self::Bit) -> Self::Bit;
-    fn differ(&mut self, a: Self::Bit, b: Self::Bit) -> Self::Bit;
     fn negate(&mut self, a: Self::Bit) -> Self::Bit;
     /// 0 or 1.
     fn value(&mut self, a: Self::Bit) -> Self::Val;

@@ -34,9 +34,9 @@ impl Accelerator for SoftAccelerator {
         "tcg"
     }
 
-    fn create_vcpu(&self, index: u32, cpuid: CpuidTable) -> Result<Box<dyn Vcpu>, VcpuError> {
+    fn create_vcpu(&self, _index: u32, cpuid: CpuidTable) -> Result<Box<dyn Vcpu>, VcpuError> {
         let memory = Arc::clone(&self.memory);
-        Ok(Box::new(SoftVcpu::new(memory, index, cpuid)))
+        Ok(Box::new(SoftVcpu::new(memory, cpuid)))
     }
 }
 
@@ -60,9 +60,9 @@ pub(crate) struct SoftVcpu {
 }
 
 impl SoftVcpu {
-    pub(crate) fn new(memory: Arc<GuestMemory>, index: u32, cpuid: CpuidTable) -> Self {
+    pub(crate) fn new(memory: Arc<GuestMemory>, cpuid: CpuidTable) -> Self {
         Self {
-            cpu: Cpu::new(memory, index, cpuid),
+            cpu: Cpu::new(memory, cpuid),
             blocks: Blocks::new(),
             in_flight: false,
             waiting: false,
@@ -92,14 +92,10 @@ impl SoftVcpu {
             if shadow {
                 self.cpu.shadow = false;
             }
-            if exit.is_some() {
-                return self.leave_with(exit);
+            if let Some(exit) = exit {
+                return exit;
             }
         }
-    }
-
-    fn leave_with(&mut self, exit: Option<Exit>) -> Exit {
-        exit.unwrap_or(Exit::Kicked)
     }
 
     /// Looks at what others asked for, and at events.
@@ -177,7 +173,7 @@ impl SoftVcpu {
     #[inline(always)]
     fn run_block(&mut self) -> Option<Exit> {
         let cpu = &mut self.cpu;
-        if !cpu.is64() && cpu.rip > u64::from(cpu.segments[CS as usize].limit) {
+        if !cpu.is64() && cpu.rip > u64::from(cpu.segment(CS).limit) {
             let stop = cpu.gp(0);
             return self.stopped_at(stop, None);
         }
@@ -185,9 +181,7 @@ impl SoftVcpu {
             Ok(number) => number,
             Err(stop) => return self.stopped_at(stop, None),
         };
-        let Some(block) = self.blocks.get(number) else {
-            return None;
-        };
+        let block = self.blocks.get(number)?;
         cpu.put(BLOCK_IP, cpu.rip);
         for step in &block.steps {
             match (step.run)(cpu, &step.op) {

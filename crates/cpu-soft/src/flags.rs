@@ -81,11 +81,6 @@ pub(crate) fn of_logic<D: Domain, W: Width>(d: &mut D, r: D::Val) -> Flags<D::Va
     result::<D, W>(d, r, cv)
 }
 
-/// CF.
-pub(crate) fn cf<D: Domain>(d: &mut D, f: Flags<D::Val>) -> D::Bit {
-    d.is_negative(f.cv)
-}
-
 /// CF as 0 or 1.
 pub(crate) fn cf_value<D: Domain>(d: &mut D, f: Flags<D::Val>) -> D::Val {
     let n = d.lit(63);

@@ -91,10 +91,6 @@ impl Domain for Cpu {
         a | b
     }
     #[inline(always)]
-    fn differ(&mut self, a: bool, b: bool) -> bool {
-        a != b
-    }
-    #[inline(always)]
     fn negate(&mut self, a: bool) -> bool {
         !a
     }

@@ -257,7 +257,6 @@ pub(crate) fn lower<D: Domain>(i: &Instruction) -> Option<Lowered<D>> {
 
 /// Where an operand comes from or goes to, at compile time.
 pub(crate) trait Place {
-    const LOCKED: bool = false;
     fn get<D: Domain, W: Width>(d: &mut D, op: &Op) -> Result<D::Val, crate::domain::Stop>;
     fn put<D: Domain, W: Width>(d: &mut D, op: &Op, v: D::Val) -> crate::domain::Flow;
     fn update<D: Domain, W: Width, R>(
@@ -305,7 +304,6 @@ macro_rules! memory_place {
         /// The memory operand.
         pub(crate) struct $name;
         impl Place for $name {
-            const LOCKED: bool = $locked;
             #[inline(always)]
             fn get<D: Domain, W: Width>(d: &mut D, op: &Op) -> Result<D::Val, crate::domain::Stop> {
                 d.load::<W>(op)

@@ -4,7 +4,7 @@ use guest_memory::{GuestPhysAddr, RamOffset};
 use vcpu::Exit;
 
 use crate::cpu::{CodeMode, Cpu, RSP, ReplayKind, SS, vector};
-use crate::domain::{AddressKind, Flow, Op, Stop, W8, W16, W32, W64, Width};
+use crate::domain::{AddressKind, Flow, Op, Stop, W64, Width};
 use crate::paging::Place;
 use crate::tlb::{Access, Kind};
 
@@ -345,25 +345,6 @@ impl Cpu {
         self.probe_write(linear, 16, self.data_kind)?;
         self.store_linear::<W64>(linear, value as u64)?;
         self.store_linear::<W64>(linear.wrapping_add(8), (value >> 64) as u64)
-    }
-
-    /// A load of 1, 2, 4 or 8 bytes, with the size known at run time only.
-    pub(crate) fn load_sized(&mut self, linear: u64, size: u32) -> Result<u64, Stop> {
-        match size {
-            1 => self.load_linear::<W8>(linear),
-            2 => self.load_linear::<W16>(linear),
-            4 => self.load_linear::<W32>(linear),
-            _ => self.load_linear::<W64>(linear),
-        }
-    }
-
-    pub(crate) fn store_sized(&mut self, linear: u64, size: u32, value: u64) -> Flow {
-        match size {
-            1 => self.store_linear::<W8>(linear, value),
-            2 => self.store_linear::<W16>(linear, value),
-            4 => self.store_linear::<W32>(linear, value),
-            _ => self.store_linear::<W64>(linear, value),
-        }
     }
 
     /// A load with supervisor rights whatever the privilege: descriptor tables, TSS.

@@ -1,5 +1,11 @@
 //! Each instruction form against the host's own processor, with random operands and flags.
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test may panic; that is how it fails"
+)]
 
 mod forms;
 mod guest;
@@ -306,4 +312,19 @@ fn strings() {
 #[test]
 fn stack() {
     check(&forms::stack());
+}
+
+#[test]
+fn sse_integers() {
+    check(&forms::sse_integer());
+}
+
+#[test]
+fn sse_moves() {
+    check(&forms::sse_moves());
+}
+
+#[test]
+fn sse_floats() {
+    check(&forms::sse_float());
 }

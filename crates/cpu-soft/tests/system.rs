@@ -1,5 +1,12 @@
 //! Small guests that do what operating systems do.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test may panic; that is how it fails"
+)]
+
 mod guest;
 
 use std::sync::Arc;
@@ -713,8 +720,9 @@ fn segments_have_limits() {
         0x0040_9102_0000_0fff,
         0x0040_1302_0000_0fff,
     ];
+    type Case = (i32, u32, bool, Option<(u64, u32)>);
     // selector, offset, write, fault
-    let cases: &[(i32, u32, bool, Option<(u64, u32)>)] = &[
+    let cases: &[Case] = &[
         (0x28, 0xffc, true, None),
         (0x28, 0xffd, false, Some((13, 0))),
         (0x28, 0xffff_fffe, false, Some((13, 0))),

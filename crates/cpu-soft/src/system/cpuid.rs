@@ -151,6 +151,14 @@ pub fn table(model: Model, index: u32, cpus: u32) -> CpuidTable {
         set(0xd, Some(0), [3, 576, 576, 0]);
         set(0xd, Some(1), [0; 4]);
     }
+    extended(&mut set, model);
+    table
+}
+
+/// The leaves from 0x8000_0000.
+fn extended(set: &mut impl FnMut(u32, Option<u32>, [u32; 4]), model: Model) {
+    let max = model == Model::Max;
+    let [v0, v1, v2] = text(b"AuthenticAMD");
     set(0x8000_0000, None, [0x8000_0008, v0, v2, v1]);
     // SYSCALL NX RDTSCP LM besides leaf 1's; LAHF, and LZCNT for max.
     let ext_edx = (1 << 11) | (1 << 20) | (1 << 29) | (u32::from(max) << 27);
@@ -176,5 +184,4 @@ pub fn table(model: Model, index: u32, cpus: u32) -> CpuidTable {
         None,
         [(linear << 8) | crate::paging::PHYS_BITS, 0, 0, 0],
     );
-    table
 }

@@ -13,6 +13,9 @@ use crate::system::segment::{Descriptor, code_of, null, system_type};
 /// Flags that IRET and SYSRET may load at any privilege.
 const LOADABLE: u64 = bit::ARITHMETIC | bit::TF | bit::DF | bit::NT | bit::RF | bit::AC | bit::ID;
 
+/// What SYSRET takes of R11.
+const SYSRET_FLAGS: u64 = 0x3c_7fd7;
+
 impl Cpu {
     /// A jump or call through a far pointer.
     fn far<W: Width>(&mut self, selector: u16, offset: u64, back: Option<u64>) -> Flow {
@@ -121,6 +124,18 @@ impl Cpu {
         if !code.present() {
             return Err(self.raise(vector::NP, Some(code_of(code_selector))));
         }
+        self.enter_gate(gate, wide, (code, code_selector), offset, back)
+    }
+
+    /// The second half of a call gate: everything about the target is checked.
+    fn enter_gate(
+        &mut self,
+        gate: Descriptor,
+        wide: bool,
+        (code, code_selector): (Descriptor, u16),
+        offset: u64,
+        back: Option<u64>,
+    ) -> Flow {
         let more = back.is_some() && !code.conforming() && code.dpl() < self.cpl;
         if back.is_none() && !code.conforming() && code.dpl() != self.cpl {
             return Err(self.gp(code_of(code_selector)));
@@ -423,8 +438,7 @@ impl Cpu {
             selector
         } | 3;
         let flags = self.get(11);
-        self.set_rflags(flags & !(bit::RF | bit::VM), u64::MAX & !bit::VM);
-        self.sysflags &= 0x3f_7fd5 & !bit::ARITHMETIC | 2;
+        self.set_rflags(flags & SYSRET_FLAGS, u64::MAX);
         self.flat_segments(code, selector.wrapping_add(8) | 3, 3, wide);
         self.rip = if wide { target } else { target & 0xffff_ffff };
         Err(Stop::Branch)

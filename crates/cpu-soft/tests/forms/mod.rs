@@ -759,3 +759,249 @@ pub fn stack() -> Vec<Form> {
     forms.push(Form::new("popfq", vec![0x25, 0xd5, 8, 0, 0, 0x50, 0x9d]));
     forms
 }
+
+/// An SSE instruction with registers (XMM1, XMM2), the upper ones, and memory.
+fn xmm_forms(name: &str, before: &[u8], opcode: &[u8], tail: &[u8]) -> Vec<Form> {
+    let form = |rex: &[u8], operand: &[u8]| {
+        let code = [before, rex, &[0x0f], opcode, operand, tail].concat();
+        Form::new(format!("{name} {before:02x?} 0f {opcode:02x?}"), code)
+    };
+    vec![
+        form(&[], &[0xca]),
+        form(&[0x45], &[0xca]),
+        form(&[], &[0x4b, 0x10]),
+    ]
+}
+
+pub fn sse_integer() -> Vec<Form> {
+    let mut forms = Vec::new();
+    // 66 0F 60 to FF: all that exist on XMM registers with two operands.
+    let shifts = [0x71, 0x72, 0x73];
+    for opcode in 0x60..=0xfe_u8 {
+        let skip = shifts.contains(&opcode)
+            || (0x77..=0x7f).contains(&opcode)
+            || (0x80..=0xcf).contains(&opcode)
+            || matches!(
+                opcode,
+                0x70 | 0x6e | 0x6f | 0xd0 | 0xd6 | 0xd7 | 0xe6 | 0xe7 | 0xf0 | 0xf7
+            );
+        if !skip {
+            let small = opcode >= 0xd0 && opcode & 15 < 4;
+            forms.extend(
+                xmm_forms("packed", &[0x66], &[opcode], &[])
+                    .into_iter()
+                    .map(|form| {
+                        if small {
+                            // Shift counts that are not always too large.
+                            form.prepare(|case, n| {
+                                if n & 3 != 0 {
+                                    case.fx[192..208].fill(0);
+                                    case.fx[192] = (n >> 8) as u8 & 0x3f;
+                                    case.data[144..160].fill(0);
+                                    case.data[144] = (n >> 8) as u8 & 0x3f;
+                                }
+                            })
+                        } else {
+                            form
+                        }
+                    }),
+            );
+        }
+    }
+    for (opcode, fields) in [
+        (0x71, &[2, 4, 6][..]),
+        (0x72, &[2, 4, 6]),
+        (0x73, &[2, 3, 6, 7]),
+    ] {
+        for field in fields {
+            for count in [0, 3, 15, 17, 40, 200] {
+                let code = vec![0x66, 0x0f, opcode, 0xc0 | (field << 3) | 1, count];
+                forms.push(Form::new("shift by immediate", code));
+            }
+        }
+    }
+    for before in [0x66, 0xf2, 0xf3] {
+        forms.extend(xmm_forms("pshuf", &[before], &[0x70], &[0x6c]));
+    }
+    for opcode in (0..=0x0b)
+        .chain(0x1c..=0x1e)
+        .chain(0x20..=0x25)
+        .chain(0x28..=0x29)
+        .chain([0x2b])
+        .chain(0x30..=0x35)
+        .chain(0x37..=0x41)
+    {
+        forms.extend(xmm_forms("map 38", &[0x66], &[0x38, opcode], &[]));
+    }
+    for opcode in [0x10, 0x14, 0x15, 0x17] {
+        forms.extend(xmm_forms("blendv", &[0x66], &[0x38, opcode], &[]));
+    }
+    for (opcode, imm) in [
+        (0x0c, 0x9),
+        (0x0d, 2),
+        (0x0e, 0xa5),
+        (0x0f, 5),
+        (0x0f, 21),
+        (0x0f, 40),
+        (0x42, 5),
+        (0x42, 2),
+        (0x44, 0),
+        (0x44, 0x11),
+        (0x44, 0x10),
+    ] {
+        forms.extend(xmm_forms("map 3a", &[0x66], &[0x3a, opcode], &[imm]));
+    }
+    for imm in [
+        0x00, 0x0c, 0x1a, 0x44, 0x08, 0x18, 0x38, 0x4c, 0x05, 0x19, 0x4b, 0x72, 0x3a, 0x41,
+    ] {
+        for opcode in 0x60..=0x63 {
+            let text = xmm_forms("pcmpxstrx", &[0x66], &[0x3a, opcode], &[imm]);
+            forms.extend(text.into_iter().map(|form| {
+                form.prepare(|case, n| {
+                    // Few different bytes, so that strings match.
+                    for byte in case.fx[176..208].iter_mut().chain(&mut case.data[144..160]) {
+                        *byte %= 3;
+                    }
+                    if n & 7 != 0 {
+                        case.general[0] = n >> 8 & 15;
+                        case.general[2] = n >> 16 & 15;
+                    }
+                })
+            }));
+        }
+    }
+    forms
+}
+
+pub fn sse_moves() -> Vec<Form> {
+    let mut forms = Vec::new();
+    let prefixes: [&[u8]; 4] = [&[], &[0x66], &[0xf3], &[0xf2]];
+    for before in prefixes {
+        for opcode in [0x10, 0x11] {
+            forms.extend(xmm_forms("mov", before, &[opcode], &[]));
+        }
+    }
+    for before in [&[][..], &[0x66]] {
+        for opcode in [0x28, 0x29, 0x14, 0x15] {
+            forms.extend(xmm_forms("mova", before, &[opcode], &[]));
+        }
+        for opcode in [0x12, 0x13, 0x16, 0x17, 0x2b] {
+            forms.push(Form::new(
+                "mov half",
+                [before, &[0x0f, opcode, 0x4b, 0x10]].concat(),
+            ));
+        }
+        forms.push(Form::new("movmsk", [before, &[0x0f, 0x50, 0xc2]].concat()));
+        forms.extend(xmm_forms("shuf", before, &[0xc6], &[0x1b]));
+        forms.extend(xmm_forms("shuf", before, &[0xc6], &[0x6e]));
+        // Unaligned operands fault.
+        forms.push(Form::new(
+            "mova unaligned",
+            [before, &[0x0f, 0x28, 0x4b, 0x11]].concat(),
+        ));
+        forms.push(Form::new(
+            "movu unaligned",
+            [before, &[0x0f, 0x10, 0x4b, 0x11]].concat(),
+        ));
+    }
+    for (before, opcode) in [
+        (0xf3, 0x12),
+        (0xf3, 0x16),
+        (0xf2, 0x12),
+        (0x66, 0x6f),
+        (0xf3, 0x6f),
+        (0x66, 0x7f),
+        (0xf3, 0x7f),
+        (0xf3, 0x7e),
+        (0x66, 0xd6),
+    ] {
+        forms.extend(xmm_forms("mov", &[before], &[opcode], &[]));
+    }
+    for code in [
+        vec![0x0f, 0x12, 0xca],
+        vec![0x0f, 0x16, 0xca],
+        vec![0x66, 0x0f, 0xe7, 0x4b, 0x10],
+        vec![0xf2, 0x0f, 0xf0, 0x4b, 0x11],
+        vec![0x66, 0x0f, 0x38, 0x2a, 0x4b, 0x10],
+        vec![0x66, 0x0f, 0x6e, 0xca],
+        vec![0x66, 0x48, 0x0f, 0x6e, 0xca],
+        vec![0x66, 0x0f, 0x6e, 0x4b, 8],
+        vec![0x66, 0x48, 0x0f, 0x6e, 0x4b, 8],
+        vec![0x66, 0x0f, 0x7e, 0xca],
+        vec![0x66, 0x48, 0x0f, 0x7e, 0xca],
+        vec![0x66, 0x0f, 0x7e, 0x4b, 8],
+        vec![0x66, 0x48, 0x0f, 0x7e, 0x4b, 8],
+        vec![0x66, 0x0f, 0xd7, 0xc2],
+        vec![0x66, 0x0f, 0xc5, 0xc2, 5],
+        vec![0x66, 0x0f, 0xc4, 0xca, 3],
+        vec![0x66, 0x0f, 0xc4, 0x4b, 9, 6],
+    ] {
+        forms.push(Form::new(format!("mov {code:02x?}"), code));
+    }
+    for opcode in [0x14, 0x15, 0x16, 0x17, 0x20, 0x22] {
+        for rex in [&[][..], &[0x48]] {
+            for operand in [&[0xca][..], &[0x4b, 9]] {
+                let code = [&[0x66], rex, &[0x0f, 0x3a, opcode], operand, &[0xf6]].concat();
+                forms.push(Form::new(format!("insert or extract {code:02x?}"), code));
+            }
+        }
+    }
+    let rdi: fn(&mut NativeState, u64) = |case, n| case.general[7] = DATA_ADDRESS + 64 + (n & 15);
+    forms.push(Form::new("maskmovdqu", vec![0x66, 0x0f, 0xf7, 0xca]).prepare(rdi));
+    forms
+}
+
+pub fn sse_float() -> Vec<Form> {
+    let mut forms = Vec::new();
+    let prefixes: [&[u8]; 4] = [&[], &[0x66], &[0xf3], &[0xf2]];
+    for before in prefixes {
+        for opcode in [0x51, 0x58, 0x59, 0x5a, 0x5c, 0x5d, 0x5e, 0x5f] {
+            forms.extend(xmm_forms("float", before, &[opcode], &[]));
+        }
+        for predicate in 0..8 {
+            forms.extend(xmm_forms("cmp", before, &[0xc2], &[predicate]));
+        }
+    }
+    for before in [&[][..], &[0x66]] {
+        for opcode in [0x2e, 0x2f, 0x54, 0x55, 0x56, 0x57] {
+            forms.extend(xmm_forms("float", before, &[opcode], &[]));
+        }
+    }
+    for before in [0x66, 0xf2] {
+        for opcode in [0x7c, 0x7d, 0xd0] {
+            forms.extend(xmm_forms("horizontal", &[before], &[opcode], &[]));
+        }
+    }
+    for (before, opcode) in [
+        (&[][..], 0x5b),
+        (&[0x66], 0x5b),
+        (&[0xf3], 0x5b),
+        (&[0x66], 0xe6),
+        (&[0xf3], 0xe6),
+        (&[0xf2], 0xe6),
+    ] {
+        forms.extend(xmm_forms("cvt", before, &[opcode], &[]));
+    }
+    for before in [0xf3, 0xf2] {
+        for rex in [&[][..], &[0x48]] {
+            for opcode in [0x2a, 0x2c, 0x2d] {
+                for operand in [&[0xca][..], &[0x4b, 8]] {
+                    let code = [&[before], rex, &[0x0f, opcode], operand].concat();
+                    forms.push(Form::new(format!("cvt {code:02x?}"), code));
+                }
+            }
+        }
+    }
+    for opcode in 0x08..=0x0b {
+        for mode in 0..5 {
+            forms.extend(xmm_forms("round", &[0x66], &[0x3a, opcode], &[mode]));
+        }
+    }
+    for imm in [0x00, 0x98, 0x6f, 0xd1] {
+        forms.extend(xmm_forms("insertps", &[0x66], &[0x3a, 0x21], &[imm]));
+    }
+    for form in &mut forms {
+        form.floats = true;
+    }
+    forms
+}
