@@ -1,6 +1,4 @@
 //! x87, SSE and AVX state; its saving and restoring; the control instructions of the x87.
-//!
-//! Not built: x87 arithmetic and its loads and stores of numbers. They raise #UD.
 
 use iced_x86::{Instruction, Mnemonic};
 use vcpu::{XSAVE_AREA_BYTES, XsaveArea};
@@ -168,7 +166,7 @@ impl Fpu {
 
 impl Cpu {
     /// x87: #NM if it is emulated or another task's.
-    fn x87_ready(&mut self) -> Flow {
+    pub(crate) fn x87_ready(&mut self) -> Flow {
         if self.cr0 & (cr::CR0_EM | cr::CR0_TS) != 0 {
             return Err(self.raise(vector::NM, None));
         }

@@ -58,15 +58,16 @@
 //!   limits; far jumps, calls and returns, call gates; interrupts and exceptions through all
 //!   gates but task gates, with TSS stacks and IST; IRET; SYSCALL, SYSENTER and back; paging of
 //!   two to five levels with NX, WP, SMEP, SMAP, PCID; CR, DR, MSR, FSGSBASE, RDTSC(P), CPUID.
+//! * x87 loads, stores, arithmetic, square root, comparison (`x87.rs`).
 //! * SSE to SSE4.2 and PCLMULQDQ on XMM registers; FXSAVE, XSAVE, XSAVEOPT and back.
 //!
 //! # What is not built
 //!
 //! Raises #UD and is not in CPUID of [`table`], unless it says otherwise:
 //!
-//! * x87 arithmetic, loads and stores of numbers (CPUID says FPU all the same: FNINIT, control
-//!   and status words, and the state's saving work; 64-bit systems insist on the bit).
-//! * MMX (in CPUID, for the same reason), AVX, AVX2, FMA, F16C, AES-NI, SHA, AVX-512, 3DNow!,
+//! * Of x87 (in CPUID): transcendental functions, FPREM, FSCALE, FXTRACT, packed decimals, the
+//!   environment's stores and loads; precision control and traps (`x87.rs`).
+//! * MMX (in CPUID; EMMS alone is built), AVX, AVX2, FMA, F16C, AES-NI, SHA, AVX-512, 3DNow!,
 //!   XOP; XSAVEC and XSAVES; RCPPS and RSQRTPS with their scalar forms, DPPS and DPPD.
 //! * VMX, SVM, SMM, protection keys, CET, MPX, TSX.
 //! * Hardware task switches: refused with #GP and the selector. VME's redirection.
@@ -97,6 +98,7 @@ mod sse;
 mod state;
 mod system;
 mod tlb;
+mod x87;
 
 pub use engine::SoftAccelerator;
 pub use system::cpuid::{Model, table};

@@ -253,6 +253,7 @@ pub(crate) fn lower<D: Domain>(i: &Instruction) -> Option<Lowered<D>> {
         .or_else(|| system::lower(i, &s))
         .or_else(|| crate::sse::lower(i, &s))
         .or_else(|| crate::fpu::lower(i))
+        .or_else(|| crate::x87::lower(i))
 }
 
 /// Where an operand comes from or goes to, at compile time.
