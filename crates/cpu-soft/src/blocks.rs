@@ -122,6 +122,12 @@ impl Blocks {
         self.blocks.get(number as usize)
     }
 
+    /// What must be the same for a linear address to mean the same code.
+    #[inline(always)]
+    pub(crate) fn tag(cpu: &Cpu) -> u64 {
+        (u64::from(cpu.tlb.code_epoch) << 8) | (cpu.mode as u64) << 1 | u64::from(cpu.cpl == 3)
+    }
+
     /// The block at the CPU's RIP, decoded if need be. `Err`: fetching faulted.
     #[inline(always)]
     #[expect(
@@ -130,8 +136,7 @@ impl Blocks {
     )]
     pub(crate) fn find(&mut self, cpu: &mut Cpu) -> Result<u32, Stop> {
         let linear = linear_ip(cpu);
-        let tag =
-            (u64::from(cpu.tlb.code_epoch) << 8) | (cpu.mode as u64) << 1 | u64::from(cpu.cpl == 3);
+        let tag = Self::tag(cpu);
         let slot = (linear ^ (linear >> 12)) as usize % JUMPS;
         let jump = self.jumps[slot];
         if jump.linear == linear && jump.tag == tag {

@@ -157,6 +157,8 @@ pub(crate) struct Cpu {
     pub exclusive: bool,
     pub tlb: Box<Tlb>,
     pub memory: Arc<GuestMemory>,
+    /// The RAM region that the last walk found: start, size, place. Dropped when the map changes.
+    pub region: (u64, u64, u64),
     pub attention: Arc<Attention>,
     pub rip: u64,
     /// RFLAGS but for the arithmetic flags.
@@ -216,6 +218,7 @@ impl Cpu {
             exclusive: false,
             tlb: Box::default(),
             memory,
+            region: (0, 0, 0),
             attention,
             rip: 0,
             sysflags: 2,

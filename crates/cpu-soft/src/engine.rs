@@ -110,6 +110,7 @@ impl SoftVcpu {
         }
         if flags & Attention::MAP_CHANGED != 0 {
             cpu.tlb.flush();
+            cpu.region = (0, 0, 0);
         }
         if cpu.attention.pending() & Attention::EXCLUSIVE != 0 {
             cpu.memory.gate().pass();
@@ -170,6 +171,7 @@ impl SoftVcpu {
         }
     }
 
+    /// Runs the block at RIP, and as long as it ends where it began, again.
     #[inline(always)]
     fn run_block(&mut self) -> Option<Exit> {
         let cpu = &mut self.cpu;
@@ -182,19 +184,31 @@ impl SoftVcpu {
             Err(stop) => return self.stopped_at(stop, None),
         };
         let block = self.blocks.get(number)?;
-        cpu.put(BLOCK_IP, cpu.rip);
-        for step in &block.steps {
-            match (step.run)(cpu, &step.op) {
-                Ok(()) => {}
-                Err(Stop::Branch) => return None,
-                Err(stop) => {
-                    let op = step.op;
-                    return self.stopped_at(stop, Some(op));
+        let start = cpu.rip;
+        let tag = Blocks::tag(cpu);
+        cpu.put(BLOCK_IP, start);
+        'again: loop {
+            for step in &block.steps {
+                match (step.run)(cpu, &step.op) {
+                    Ok(()) => {}
+                    Err(Stop::Branch) => {
+                        let quiet = cpu.attention.pending() == 0
+                            && !cpu.shadow
+                            && cpu.sysflags & bit::TF == 0;
+                        if cpu.rip == start && quiet && Blocks::tag(cpu) == tag {
+                            continue 'again;
+                        }
+                        return None;
+                    }
+                    Err(stop) => {
+                        let op = step.op;
+                        return self.stopped_at(stop, Some(op));
+                    }
                 }
             }
+            cpu.rip = cpu.cut_ip(start.wrapping_add(block.bytes));
+            return None;
         }
-        cpu.rip = cpu.cut_ip(cpu.rip.wrapping_add(block.bytes));
-        None
     }
 
     /// Deals with an instruction that did not run on. `op`: which; none if fetching failed.

@@ -161,7 +161,7 @@ impl Cpu {
     }
 
     fn load_part(&mut self, linear: u64, size: u32, kind: u64) -> Result<u64, Stop> {
-        match self.translate(linear, Access::Read, kind)? {
+        match self.place(linear, Access::Read, kind)? {
             Place::Memory(at) => Ok(self.read_arena(at, size)),
             Place::Bus(phys) => {
                 let exit = || Exit::MmioRead {
@@ -220,7 +220,7 @@ impl Cpu {
     }
 
     fn probe_part(&mut self, linear: u64, bytes: u64, kind: u64) -> Flow {
-        if let Place::Memory(at) = self.translate(linear, Access::Write, kind)?
+        if let Place::Memory(at) = self.place(linear, Access::Write, kind)?
             && !self.alone
             && self.memory.code_marks().is_marked(at, bytes)
         {
@@ -243,7 +243,7 @@ impl Cpu {
     }
 
     fn store_part(&mut self, linear: u64, size: u32, value: u64, kind: u64) -> Flow {
-        match self.translate(linear, Access::Write, kind)? {
+        match self.place(linear, Access::Write, kind)? {
             Place::Memory(at) => {
                 self.write_arena(at, size, value);
                 Ok(())
@@ -296,7 +296,7 @@ impl Cpu {
     ) -> Result<R, Stop> {
         self.probe_write(linear, W::BYTES, self.data_kind)?;
         let crossing = (linear & 0xfff) + W::BYTES > 0x1000;
-        let place = self.translate(linear, Access::Write, self.data_kind)?;
+        let place = self.place(linear, Access::Write, self.data_kind)?;
         let (Place::Memory(at), false) = (place, crossing) else {
             // Two pages cannot be changed as one, and a device is not asked to: run alone.
             if crossing && !self.exclusive {

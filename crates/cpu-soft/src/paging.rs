@@ -77,8 +77,11 @@ impl Cpu {
         } else {
             self.walk(linear, access, kind)?
         };
+        if phys.wrapping_sub(self.region.0) >= self.region.1 {
+            self.remember_region(phys);
+        }
         let page = linear & !0xfff;
-        match self.memory.lookup(GuestPhysAddr(phys)) {
+        match self.backing(phys) {
             Backing::Memory {
                 at,
                 kind: RegionKind::Ram,
@@ -94,6 +97,40 @@ impl Cpu {
                 Ok(Place::Memory(at))
             }
             _ => Ok(Place::Bus(phys)),
+        }
+    }
+
+    /// What is at a physical address: mostly the region that was found last.
+    fn backing(&self, phys: u64) -> Backing {
+        let (start, bytes, ram) = self.region;
+        let into = phys.wrapping_sub(start);
+        if into < bytes {
+            return Backing::Memory {
+                at: RamOffset(ram + into),
+                kind: RegionKind::Ram,
+                left: bytes - into,
+            };
+        }
+        self.memory.lookup(GuestPhysAddr(phys))
+    }
+
+    /// The place of an address, from the TLB or the page tables.
+    #[inline]
+    pub(crate) fn place(&mut self, linear: u64, access: Access, kind: u64) -> Result<Place, Stop> {
+        match self.tlb.hit(access, linear, 1, kind) {
+            Some(at) => Ok(Place::Memory(at)),
+            None => self.translate(linear, access, kind),
+        }
+    }
+
+    /// Remembers the RAM region of an address, if it is one.
+    fn remember_region(&mut self, phys: u64) {
+        let regions = self.memory.regions();
+        let found = regions.iter().find(|region| {
+            region.kind == RegionKind::Ram && phys.wrapping_sub(region.start.0) < region.bytes
+        });
+        if let Some(region) = found {
+            self.region = (region.start.0, region.bytes, region.ram.0);
         }
     }
 
@@ -171,7 +208,7 @@ impl Cpu {
             at,
             kind: RegionKind::Ram,
             ..
-        } = self.memory.lookup(GuestPhysAddr(at))
+        } = self.backing(at)
         {
             // The low half holds all the bits there are to set, in entries of 4 and 8 bytes.
             let _ = self.memory.arena().fetch_update::<u32>(at, |old| {
@@ -185,14 +222,14 @@ impl Cpu {
     }
 
     fn read_phys64(&self, at: u64) -> u64 {
-        match self.memory.lookup(GuestPhysAddr(at)) {
+        match self.backing(at) {
             Backing::Memory { at, .. } => self.memory.arena().load(at),
             Backing::Hole { .. } => u64::MAX,
         }
     }
 
     fn read_phys32(&self, at: u64) -> u32 {
-        match self.memory.lookup(GuestPhysAddr(at)) {
+        match self.backing(at) {
             Backing::Memory { at, .. } => self.memory.arena().load(at),
             Backing::Hole { .. } => u32::MAX,
         }

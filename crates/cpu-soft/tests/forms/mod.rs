@@ -1043,7 +1043,7 @@ pub fn x87() -> Vec<Form> {
                         )
                 }
                 0xda => near && last < 0xe0 || last == 0xe9,
-                0xdb => near && (last < 0xe0 || last >= 0xe8 && last < 0xf8),
+                0xdb => near && (last < 0xe0 || (0xe8..0xf8).contains(&last)),
                 0xdd => near && last < 0xf0 && !(0xc8..0xd0).contains(&last),
                 _ => near && (0xe8..0xf8).contains(&last),
             };
