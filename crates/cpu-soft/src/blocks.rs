@@ -1,0 +1,387 @@
+//! Decoded code: blocks of instructions, found by where they are in memory.
+//!
+//! A block is a run of instructions up to the first that may go elsewhere, the end of its page,
+//! or [`MAX_BLOCK`] of them. It is found by linear address through the jump cache, and if that
+//! misses by its place in the arena. Nothing in it depends on the linear address, so that code
+//! mapped twice is decoded once.
+//!
+//! A block is good as long as its pages' generations are those it was decoded at. That is
+//! checked when the jump cache misses; every [`Attention::CODE_CHANGED`] and every change of
+//! translations makes it miss, by moving `Tlb::code_epoch` on.
+//!
+//! [`Attention::CODE_CHANGED`]: guest_memory::Attention::CODE_CHANGED
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+
+use guest_memory::RamOffset;
+use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
+
+use crate::cpu::{CS, CodeMode, Cpu, vector};
+use crate::domain::{Domain, Flow, Handler, Op, Stop};
+use crate::lower;
+use crate::paging::Place;
+use crate::tlb::{Access, Kind};
+
+/// The most instructions of a block.
+const MAX_BLOCK: usize = 32;
+/// The most blocks and instructions that are kept: 8 MiB of instructions. When they are used
+/// up, all are dropped and decoding begins anew.
+const MAX_BLOCKS: usize = 48 * 1024;
+const MAX_STEPS: usize = 256 * 1024;
+/// Entries of the jump cache.
+const JUMPS: usize = 4096;
+/// The longest an instruction may be.
+const MAX_INSTRUCTION: usize = 15;
+
+/// An instruction ready to run.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Step {
+    pub run: Handler<Cpu>,
+    pub op: Op,
+}
+
+/// Bytes that a block came from.
+#[derive(Debug, Clone, Copy)]
+struct Origin {
+    at: RamOffset,
+    bytes: u64,
+    generation: u32,
+}
+
+/// A run of instructions.
+#[derive(Debug)]
+pub(crate) struct Block {
+    pub steps: Box<[Step]>,
+    /// Bytes of all instructions.
+    pub bytes: u64,
+    /// One page, or two if its only instruction runs over the end of a page.
+    origins: [Option<Origin>; 2],
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Key {
+    at: u64,
+    mode: CodeMode,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Jump {
+    linear: u64,
+    tag: u64,
+    block: u32,
+}
+
+/// Multiplies and folds: keys are addresses, not chosen to collide.
+#[derive(Default)]
+struct AddressHasher(u64);
+
+impl Hasher for AddressHasher {
+    fn finish(&self) -> u64 {
+        self.0 ^ (self.0 >> 32)
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+    fn write_u64(&mut self, value: u64) {
+        self.0 = (self.0 ^ value)
+            .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+            .rotate_left(23);
+    }
+    fn write_isize(&mut self, value: isize) {
+        self.write_u64(value as u64);
+    }
+}
+
+/// All blocks of one CPU.
+#[derive(Debug)]
+pub(crate) struct Blocks {
+    blocks: Vec<Block>,
+    by_place: HashMap<Key, u32, BuildHasherDefault<AddressHasher>>,
+    jumps: Box<[Jump]>,
+    steps: usize,
+    decoder_scratch: Instruction,
+}
+
+impl Blocks {
+    pub(crate) fn new() -> Self {
+        Self {
+            blocks: Vec::new(),
+            by_place: HashMap::default(),
+            jumps: vec![Jump::default(); JUMPS].into_boxed_slice(),
+            steps: 0,
+            decoder_scratch: Instruction::default(),
+        }
+    }
+
+    /// A block by its number.
+    #[inline(always)]
+    pub(crate) fn get(&self, number: u32) -> Option<&Block> {
+        self.blocks.get(number as usize)
+    }
+
+    /// What must be the same for a linear address to mean the same code.
+    #[inline(always)]
+    pub(crate) fn tag(cpu: &Cpu) -> u64 {
+        (u64::from(cpu.tlb.code_epoch) << 8) | (cpu.mode as u64) << 1 | u64::from(cpu.cpl == 3)
+    }
+
+    /// The block at the CPU's RIP, decoded if need be. `Err`: fetching faulted.
+    #[inline(always)]
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "the remainder is below JUMPS, the slice's length"
+    )]
+    pub(crate) fn find(&mut self, cpu: &mut Cpu) -> Result<u32, Stop> {
+        let linear = linear_ip(cpu);
+        let tag = Self::tag(cpu);
+        let slot = (linear ^ (linear >> 12)) as usize % JUMPS;
+        let jump = self.jumps[slot];
+        if jump.linear == linear && jump.tag == tag {
+            return Ok(jump.block);
+        }
+        let block = self.find_slow(cpu, linear)?;
+        self.jumps[slot] = Jump { linear, tag, block };
+        Ok(block)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn find_slow(&mut self, cpu: &mut Cpu, linear: u64) -> Result<u32, Stop> {
+        let Place::Memory(at) = fetch_place(cpu, linear)? else {
+            // Code on the bus is not read: nothing sensible can be there.
+            return Err(cpu.ud());
+        };
+        let key = Key {
+            at: at.0,
+            mode: cpu.mode,
+        };
+        let known = self.by_place.get(&key).copied();
+        if let Some(number) = known
+            && let Some(block) = self.blocks.get(number as usize)
+            && holds(cpu, block)
+            // The other page of an instruction over two may be another one now.
+            && block.origins[1].is_none()
+        {
+            return Ok(number);
+        }
+        let block = decode(cpu, &mut self.decoder_scratch, linear, MAX_BLOCK)?;
+        if self.blocks.len() >= MAX_BLOCKS || self.steps + block.steps.len() > MAX_STEPS {
+            *self = Self::new();
+        }
+        self.steps += block.steps.len();
+        if let (Some(number), false) = (known, self.blocks.is_empty())
+            && let Some(old) = self.blocks.get_mut(number as usize)
+        {
+            self.steps = self.steps.saturating_sub(old.steps.len());
+            *old = block;
+            return Ok(number);
+        }
+        let number = u32::try_from(self.blocks.len()).unwrap_or(0);
+        self.blocks.push(block);
+        self.by_place.insert(key, number);
+        Ok(number)
+    }
+
+    /// The one instruction at RIP, not kept.
+    pub(crate) fn single(&mut self, cpu: &mut Cpu) -> Result<Block, Stop> {
+        let linear = linear_ip(cpu);
+        if let Place::Bus(_) = fetch_place(cpu, linear)? {
+            return Err(cpu.ud());
+        }
+        decode(cpu, &mut self.decoder_scratch, linear, 1)
+    }
+}
+
+#[inline(always)]
+fn linear_ip(cpu: &Cpu) -> u64 {
+    let linear = cpu.rip.wrapping_add(cpu.base_of(CS));
+    if cpu.mode == CodeMode::Bits64 {
+        linear
+    } else {
+        linear & 0xffff_ffff
+    }
+}
+
+fn holds(cpu: &Cpu, block: &Block) -> bool {
+    block
+        .origins
+        .iter()
+        .flatten()
+        .all(|origin| cpu.memory.code_marks().generation(origin.at) == origin.generation)
+}
+
+fn fetch_place(cpu: &mut Cpu, linear: u64) -> Result<Place, Stop> {
+    let kind = if cpu.cpl == 3 {
+        Kind::USER
+    } else {
+        Kind::SUPERVISOR
+    };
+    if let Some(at) = cpu.tlb.hit(Access::Fetch, linear, 1, kind) {
+        return Ok(Place::Memory(at));
+    }
+    if cpu.mode == CodeMode::Bits64 && !cpu.canonical(linear) {
+        return Err(cpu.gp(0));
+    }
+    cpu.translate(linear, Access::Fetch, kind)
+}
+
+/// Decodes until what was read is known to be what is there: see `CodeMarks`.
+fn decode(
+    cpu: &mut Cpu,
+    scratch: &mut Instruction,
+    linear: u64,
+    limit: usize,
+) -> Result<Block, Stop> {
+    loop {
+        let mut block = decode_once(cpu, scratch, linear, limit)?;
+        let mut good = true;
+        for origin in block.origins.iter_mut().flatten() {
+            let marks = cpu.memory.code_marks();
+            origin.generation = marks.mark(origin.at, origin.bytes);
+        }
+        // Now that writers are told apart, see that the bytes are still those.
+        let again = decode_once(cpu, scratch, linear, limit)?;
+        let same = again.bytes == block.bytes && again.origins_match(&block);
+        for origin in block.origins.iter().flatten() {
+            let marks = cpu.memory.code_marks();
+            good &= marks.holds(origin.at, origin.bytes, origin.generation);
+        }
+        if same && good {
+            return Ok(Block {
+                origins: block.origins,
+                ..again
+            });
+        }
+    }
+}
+
+impl Block {
+    fn origins_match(&self, other: &Self) -> bool {
+        self.origins
+            .iter()
+            .zip(&other.origins)
+            .all(|(a, b)| a.map(|o| (o.at, o.bytes)) == b.map(|o| (o.at, o.bytes)))
+    }
+}
+
+fn decode_once(
+    cpu: &mut Cpu,
+    scratch: &mut Instruction,
+    linear: u64,
+    limit: usize,
+) -> Result<Block, Stop> {
+    let Place::Memory(at) = fetch_place(cpu, linear)? else {
+        return Err(cpu.ud());
+    };
+    let left = (0x1000 - (linear & 0xfff)) as usize;
+    let mut bytes = [0_u8; MAX_BLOCK * MAX_INSTRUCTION];
+    let wanted = left.min(bytes.len());
+    let got = cpu
+        .memory
+        .arena()
+        .read(at, bytes.get_mut(..wanted).unwrap_or_default());
+    let window = bytes.get(..got.min(wanted)).unwrap_or_default();
+    let (steps, used, cut) = decode_window(cpu, scratch, window, limit);
+    if !steps.is_empty() || !cut {
+        return Ok(finish(steps, used, at, None));
+    }
+    // The first instruction runs over the end of the page.
+    let second = linear.wrapping_add(left as u64);
+    let second = if cpu.long_mode() {
+        second
+    } else {
+        second & 0xffff_ffff
+    };
+    let Place::Memory(next) = fetch_place(cpu, second)? else {
+        return Err(cpu.ud());
+    };
+    let mut both = [0_u8; 2 * MAX_INSTRUCTION];
+    let (low, high) = both.split_at_mut(left.min(MAX_INSTRUCTION));
+    cpu.memory.arena().read(at, low);
+    cpu.memory.arena().read(next, high);
+    let (steps, used, _) = decode_window(cpu, scratch, &both, 1);
+    Ok(finish(steps, used, at, Some((next, left as u64))))
+}
+
+fn finish(mut steps: Vec<Step>, used: u64, at: RamOffset, next: Option<(RamOffset, u64)>) -> Block {
+    let origin = |at, bytes| {
+        Some(Origin {
+            at,
+            bytes,
+            generation: 0,
+        })
+    };
+    let first = next.map_or(used, |(_, left)| used.min(left));
+    steps.shrink_to_fit();
+    Block {
+        steps: steps.into_boxed_slice(),
+        bytes: used,
+        origins: [
+            origin(at, first.max(1)),
+            next.and_then(|(next, left)| origin(next, used.saturating_sub(left).max(1))),
+        ],
+    }
+}
+
+/// Decodes what is wholly in `window`: the instructions, their bytes, and whether the next one
+/// was cut off by the window's end.
+fn decode_window(
+    cpu: &Cpu,
+    scratch: &mut Instruction,
+    window: &[u8],
+    limit: usize,
+) -> (Vec<Step>, u64, bool) {
+    let bitness = match cpu.mode {
+        CodeMode::Bits16 => 16,
+        CodeMode::Bits32 => 32,
+        CodeMode::Bits64 => 64,
+    };
+    let mut decoder = Decoder::with_ip(bitness, window, cpu.rip, DecoderOptions::NONE);
+    let mut steps = Vec::with_capacity(limit.min(8));
+    let mut used = 0;
+    while steps.len() < limit && decoder.can_decode() {
+        decoder.decode_out(scratch);
+        if decoder.last_error() == DecoderError::NoMoreBytes {
+            return (steps, used, true);
+        }
+        let mut op = lower::operands(scratch, cpu.mode, cpu.rip);
+        op.offset = used as u16;
+        used += scratch.len() as u64;
+        let lowered = if scratch.is_invalid() {
+            None
+        } else {
+            lower::lower::<Cpu>(scratch)
+        };
+        let Some(lowered) = lowered else {
+            steps.push(Step {
+                run: undefined::<Cpu>,
+                op,
+            });
+            return (steps, used, false);
+        };
+        steps.push(Step {
+            run: lowered.run,
+            op,
+        });
+        if lowered.ends {
+            return (steps, used, false);
+        }
+    }
+    // The page may end exactly here.
+    (steps, used, false)
+}
+
+struct Undefined;
+impl crate::domain::Helper for Undefined {
+    fn run(cpu: &mut Cpu, _: &Op) -> Flow {
+        Err(cpu.raise(vector::UD, None))
+    }
+}
+
+/// What is not an instruction, or not built: #UD.
+fn undefined<D: Domain>(d: &mut D, op: &Op) -> Flow {
+    d.call::<Undefined>(op)
+}

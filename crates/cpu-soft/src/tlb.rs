@@ -1,0 +1,209 @@
+//! The software TLB: where pages are in the arena, as long as that is known.
+//!
+//! Direct mapped, one table each for reads, writes and fetches, so that a hit needs no look at
+//! permissions. A tag is the page's linear address with, in its low 12 bits, a *context number*
+//! and the kind of access. To flush is to take a new context number; a PCID keeps its number
+//! until it is flushed. Entries of global pages are not kept across contexts: they are made
+//! again, which the architecture allows.
+
+use guest_memory::RamOffset;
+
+/// Entries of each table.
+const ENTRIES: usize = 512;
+/// Context numbers have 10 bits; the last is never used, so that [`EMPTY`] matches nothing.
+const LAST_CONTEXT: u64 = 1022;
+/// The tag of an entry that holds nothing: no address and context make it up.
+const EMPTY: u64 = u64::MAX;
+
+/// Who accesses: the low two bits of a tag.
+pub(crate) struct Kind;
+
+impl Kind {
+    pub(crate) const SUPERVISOR: u64 = 0;
+    pub(crate) const USER: u64 = 1;
+    /// A supervisor that may touch user pages although SMAP is on: RFLAGS.AC is set.
+    pub(crate) const OVERRIDE: u64 = 2;
+}
+
+/// Why memory is accessed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    Read,
+    Write,
+    Fetch,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    tag: u64,
+    /// What to add to a linear address to get its place in the arena, wrapping.
+    addend: u64,
+}
+
+/// The three tables, and the contexts.
+#[derive(Debug)]
+pub(crate) struct Tlb {
+    read: [Entry; ENTRIES],
+    write: [Entry; ENTRIES],
+    fetch: [Entry; ENTRIES],
+    /// The present context number, shifted over the kind.
+    context: u64,
+    next_context: u64,
+    /// The context numbers of PCIDs.
+    by_pcid: Vec<u16>,
+    /// Counts everything that makes a translation of code stale; see `blocks.rs`.
+    pub code_epoch: u32,
+}
+
+impl Default for Tlb {
+    fn default() -> Self {
+        let none = [Entry {
+            tag: EMPTY,
+            addend: 0,
+        }; ENTRIES];
+        Self {
+            read: none,
+            write: none,
+            fetch: none,
+            context: 0,
+            next_context: 1,
+            by_pcid: Vec::new(),
+            code_epoch: 1,
+        }
+    }
+}
+
+#[inline(always)]
+fn slot(linear: u64) -> usize {
+    (linear >> 12) as usize % ENTRIES
+}
+
+impl Tlb {
+    /// The place of `bytes` at `linear`, if they are in one page that is known.
+    #[inline(always)]
+    #[expect(clippy::indexing_slicing, reason = "slot() is below ENTRIES")]
+    pub(crate) fn hit(
+        &self,
+        access: Access,
+        linear: u64,
+        bytes: u64,
+        kind: u64,
+    ) -> Option<RamOffset> {
+        let table = match access {
+            Access::Read => &self.read,
+            Access::Write => &self.write,
+            Access::Fetch => &self.fetch,
+        };
+        let entry = &table[slot(linear)];
+        // The page of the last byte, so that an access over its end does not match.
+        let page = linear.wrapping_add(bytes - 1) & !0xfff;
+        (entry.tag == page | self.context | kind)
+            .then(|| RamOffset(linear.wrapping_add(entry.addend)))
+    }
+
+    #[expect(clippy::indexing_slicing, reason = "slot() is below ENTRIES")]
+    pub(crate) fn fill(&mut self, access: Access, linear: u64, kind: u64, at: RamOffset) {
+        let entry = Entry {
+            tag: (linear & !0xfff) | self.context | kind,
+            addend: at.0.wrapping_sub(linear),
+        };
+        match access {
+            Access::Read => self.read[slot(linear)] = entry,
+            Access::Write => self.write[slot(linear)] = entry,
+            Access::Fetch => self.fetch[slot(linear)] = entry,
+        }
+    }
+
+    fn new_context(&mut self) -> u64 {
+        if self.next_context > LAST_CONTEXT {
+            let epoch = self.code_epoch;
+            *self = Self::default();
+            self.code_epoch = epoch;
+        }
+        let number = self.next_context;
+        self.next_context += 1;
+        number << 2
+    }
+
+    /// Forgets everything, of all PCIDs.
+    pub(crate) fn flush(&mut self) {
+        self.by_pcid.clear();
+        self.context = self.new_context();
+        self.by_pcid.clear();
+        self.code_epoch = self.code_epoch.wrapping_add(1);
+    }
+
+    /// Goes to a PCID; what is known of it is kept if `keep`.
+    pub(crate) fn switch(&mut self, pcid: u16, keep: bool) {
+        if self.by_pcid.len() <= usize::from(pcid) {
+            self.by_pcid.resize(usize::from(pcid) + 1, 0);
+        }
+        let known = self.by_pcid.get(usize::from(pcid)).copied().unwrap_or(0);
+        self.context = if keep && known != 0 {
+            u64::from(known) << 2
+        } else {
+            self.new_context()
+        };
+        if self.by_pcid.len() <= usize::from(pcid) {
+            self.by_pcid.resize(usize::from(pcid) + 1, 0);
+        }
+        if let Some(known) = self.by_pcid.get_mut(usize::from(pcid)) {
+            *known = (self.context >> 2) as u16;
+        }
+        self.code_epoch = self.code_epoch.wrapping_add(1);
+    }
+
+    /// Forgets what is known of a PCID that is not the present one.
+    pub(crate) fn forget_pcid(&mut self, pcid: u16) {
+        if let Some(known) = self.by_pcid.get_mut(usize::from(pcid)) {
+            *known = 0;
+        }
+    }
+
+    /// Forgets a page, of the present context.
+    #[expect(clippy::indexing_slicing, reason = "slot() is below ENTRIES")]
+    pub(crate) fn forget_page(&mut self, linear: u64) {
+        for table in [&mut self.read, &mut self.write, &mut self.fetch] {
+            table[slot(linear)].tag = EMPTY;
+        }
+        self.code_epoch = self.code_epoch.wrapping_add(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_access_over_the_end_of_a_page_misses() {
+        let mut tlb = Tlb::default();
+        tlb.flush();
+        tlb.fill(Access::Read, 0x5000, Kind::USER, RamOffset(0x9000));
+        let hit = |at, bytes| tlb.hit(Access::Read, at, bytes, Kind::USER);
+        assert_eq!(hit(0x5ffc, 4), Some(RamOffset(0x9ffc)));
+        assert_eq!(hit(0x5ffd, 4), None);
+        assert_eq!(hit(0x4ffd, 4), None);
+        assert_eq!(tlb.hit(Access::Write, 0x5000, 1, Kind::USER), None);
+        assert_eq!(tlb.hit(Access::Read, 0x5000, 1, Kind::SUPERVISOR), None);
+    }
+
+    #[test]
+    fn contexts_come_back_and_wear_out() {
+        let mut tlb = Tlb::default();
+        tlb.switch(5, true);
+        tlb.fill(Access::Read, 0x5000, 0, RamOffset(0));
+        for round in 0..3000_u32 {
+            tlb.switch(6, false);
+            assert_eq!(tlb.hit(Access::Read, 0x5000, 1, 0), None);
+            tlb.switch(5, round < 10);
+            let known = tlb.hit(Access::Read, 0x5000, 1, 0).is_some();
+            assert_eq!(known, round < 10, "round {round}");
+        }
+        tlb.switch(5, true);
+        tlb.fill(Access::Read, 0x5000, 0, RamOffset(0));
+        tlb.switch(6, true);
+        tlb.forget_pcid(5);
+        tlb.switch(5, true);
+        assert_eq!(tlb.hit(Access::Read, 0x5000, 1, 0), None);
+    }
+}
