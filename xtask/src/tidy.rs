@@ -51,6 +51,7 @@ const LAYERS: &[&[&str]] = &[
         "block-jobs",
         "export-nbd",
         "chardev-backends",
+        "dev-pc",
     ],
     &["storage-service", "machine-pc", "migration", "gateway"],
     &["ratite"],
