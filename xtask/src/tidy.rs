@@ -52,6 +52,7 @@ const LAYERS: &[&[&str]] = &[
         "export-nbd",
         "chardev-backends",
         "cpu-soft",
+        "dev-pc",
     ],
     &["storage-service", "machine-pc", "migration", "gateway"],
     &["ratite"],
