@@ -16,10 +16,12 @@
 //! | configuration | register |
 //! |---|---|
 //! | 0x40 | PMBASE: bits 15-6 |
+//! | 0x58 | DEVACTB: bit 25 (APMC_EN) reads as 1 |
 //! | 0x80 | PMREGMISC: bit 0, PMBASE is decoded |
 //!
 //! Sources: Intel 82371AB datasheet (290562), 3.3 and 7; ACPI 6.3, 4.8. Real firmware switches SCI on in its SMI handler; here
-//! there is no SMM code, and the chip does it. SMBus and the device monitors are not there. The GPE block lies apart from
+//! there is no system management mode, and the chip does it: APMC_EN says that SMIs have been set up already, so that firmware
+//! does not set them up itself and wait for one. SMBus and the device monitors are not there. The GPE block lies apart from
 //! PMBASE, as `docs/specs/acpi_pci_hotplug.rst` has it.
 
 use std::sync::{Arc, Weak};
@@ -44,6 +46,8 @@ pub const ACPI_DISABLE: u8 = 0xf0;
 
 const PMBASE: u8 = 0x40;
 const PMREGMISC: u8 = 0x80;
+const DEVACTB: u8 = 0x58;
+const APMC_ENABLED: u32 = 1 << 25;
 const PM_BYTES: u64 = 64;
 const STATUS_TIMER: u16 = 1;
 const STATUS_POWER_BUTTON: u16 = 1 << 8;
@@ -278,6 +282,7 @@ impl AcpiPm {
         let header = PciHeader::new(&identity, bus, address);
         header.set_register(PMBASE, &[0x01, 0x00], &[0xc0, 0xff]);
         header.set_register(PMREGMISC, &[0], &[1]);
+        header.set_register(DEVACTB, &APMC_ENABLED.to_le_bytes(), &[0; 4]);
         let registers = Arc::new_cyclic(|weak: &Weak<PmRegisters>| {
             let weak = weak.clone();
             PmRegisters {

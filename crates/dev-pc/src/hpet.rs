@@ -290,21 +290,27 @@ impl Hpet {
         result
     }
 
-    /// The line of a timer; the message wins over the route, and legacy replacement over both.
+    /// Whether a timer drives the line of an old one.
+    fn replaces(state: &HpetState, index: usize) -> bool {
+        state.config & LEGACY != 0 && index < 2
+    }
+
+    /// The input that a timer is routed to; none if it sends messages, replaces an old timer, or may not go there.
+    fn route(&self, state: &HpetState, index: usize) -> Option<usize> {
+        let config = state.timers.get(index)?.config;
+        let route = config >> 9 & 0x1f;
+        let routed = config & T_MESSAGE == 0 && self.lines.routes & 1 << route != 0;
+        usize::try_from(route)
+            .ok()
+            .filter(|_| routed && !Hpet::replaces(state, index))
+    }
+
     fn line(&self, state: &HpetState, index: usize) -> Option<&IrqLine> {
-        let timer = state.timers.get(index)?;
-        if state.config & LEGACY != 0 && index < 2 {
-            let line = if index == 0 {
-                &self.lines.legacy_timer
-            } else {
-                &self.lines.legacy_rtc
-            };
-            return Some(line);
+        match index {
+            0 if Hpet::replaces(state, index) => Some(&self.lines.legacy_timer),
+            1 if Hpet::replaces(state, index) => Some(&self.lines.legacy_rtc),
+            _ => self.lines.inputs.get(self.route(state, index)?),
         }
-        let route = timer.config >> 9 & 0x1f;
-        let allowed = self.lines.routes & 1 << route != 0 && timer.config & T_MESSAGE == 0;
-        let line = self.lines.inputs.get(usize::try_from(route).ok()?)?;
-        allowed.then_some(line)
     }
 
     fn fire(&self, state: &mut HpetState, index: usize) {
@@ -320,8 +326,7 @@ impl Hpet {
         if config & T_INTERRUPTS == 0 {
             return;
         }
-        let legacy = state.config & LEGACY != 0 && index < 2;
-        if config & T_MESSAGE != 0 && !legacy {
+        if config & T_MESSAGE != 0 && !Hpet::replaces(state, index) {
             self.lines.messages.send(MsiMessage {
                 address: timer.message >> 32,
                 data: u32::try_from(timer.message & 0xffff_ffff).unwrap_or(0),
@@ -336,17 +341,19 @@ impl Hpet {
         for gate in &self.lines.gates {
             gate.set_open(!replaces);
         }
-        let high: Vec<*const IrqLine> = (0..TIMERS)
-            .filter(|index| {
-                let asks = T_LEVEL | T_INTERRUPTS;
-                let timer = state.timers.get(*index);
-                state.status & 1 << index != 0 && timer.is_some_and(|one| one.config & asks == asks)
-            })
-            .filter_map(|index| self.line(state, index).map(std::ptr::from_ref))
-            .collect();
+        let asks = |index: usize| {
+            let level = T_LEVEL | T_INTERRUPTS;
+            let timer = state.timers.get(index);
+            state.status & 1 << index != 0 && timer.is_some_and(|one| one.config & level == level)
+        };
         let legacy = [&self.lines.legacy_timer, &self.lines.legacy_rtc];
-        for line in self.lines.inputs.iter().chain(legacy) {
-            line.set(high.contains(&std::ptr::from_ref(line)));
+        for (index, line) in legacy.into_iter().enumerate() {
+            line.set(Hpet::replaces(state, index) && asks(index));
+        }
+        for (input, line) in self.lines.inputs.iter().enumerate() {
+            line.set(
+                (0..TIMERS).any(|index| asks(index) && self.route(state, index) == Some(input)),
+            );
         }
         match state.deadline_ns(now_ns) {
             Some(deadline_ns) => self.timer.arm(deadline_ns),

@@ -312,7 +312,7 @@ fn many_threads_do_not_wedge() {
     }
     let (saver, saved) = (board.clone(), done.clone());
     thread::spawn(move || {
-        for _ in 0..20 {
+        for _ in 0..100 {
             for device in &saver.devices {
                 let state = device.save().unwrap();
                 device.restore(&state).unwrap();
@@ -352,7 +352,7 @@ fn hammer(board: &Board, seed: u64) {
             .wrapping_add(1_442_695_040_888_963_407);
         (random >> 33) % bound
     };
-    for round in 0..20_000 {
+    for round in 0..60_000 {
         let value = next(1 << 31) << 1;
         match next(4) {
             0 => {

@@ -440,6 +440,7 @@ fn pm_registers_follow_their_base() {
     let bench = Bench::new();
     let pm = acpi_pm(&bench);
     assert_eq!(bench.read(PM, 0x40), 1);
+    assert_eq!(bench.read(PM, 0x58), 0x0200_0000);
     bench.write(PM, 0x40, 0xb001);
     assert_eq!(pm.base(), None);
     bench.write(PM, 0x80, 1);

@@ -1,6 +1,7 @@
 use device::conformance::{self, Subject};
 use device::doubles::RecordingPins;
 use device::{Clock, IoPart};
+use proptest::prelude::*;
 
 use super::*;
 
@@ -175,9 +176,16 @@ fn special_mask_mode_lets_lower_levels_in() {
     bench.write(0x21, &[0x02]);
     bench.write(0x20, &[0x68]);
     assert_eq!(bench.pic.acknowledge(), 0x26);
+    // 6 is not masked: it holds back what is lower, not what is higher.
+    bench.pulse(7);
+    assert!(!bench.pic.has_request());
+    bench.pulse(3);
+    assert_eq!(bench.pic.acknowledge(), 0x23);
     // The non-specific end passes over the masked level.
-    bench.write(0x20, &[0x20, 0x0b]);
+    bench.write(0x20, &[0x20, 0x20, 0x0b]);
     assert_eq!(bench.read(0x20), 0x02);
+    assert_eq!(bench.pic.acknowledge(), 0x27);
+    bench.write(0x20, &[0x20]);
     bench.write(0x20, &[0x48]);
     bench.pulse(6);
     assert!(!bench.pic.has_request());
@@ -226,6 +234,84 @@ fn pins_that_do_not_exist_are_ignored() {
     bench.pic.set_level(16, true);
     bench.pic.set_level(u32::MAX, true);
     assert!(!bench.pic.has_request());
+}
+
+/// What software and devices do.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Pulse(u32),
+    Acknowledge,
+    End,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let irq = prop::sample::select((0..16_u32).filter(|irq| *irq != 2).collect::<Vec<_>>());
+    let step = prop_oneof![
+        3 => irq.prop_map(Step::Pulse),
+        2 => Just(Step::Acknowledge),
+        2 => Just(Step::End),
+    ];
+    prop::collection::vec(step, 1..120)
+}
+
+/// Fully nested mode, by a list: the level of a slave's input is that of the cascade, and a request is taken if its
+/// level is higher than all that are in service.
+#[derive(Default)]
+struct Nested {
+    requests: Vec<u32>,
+    service: Vec<u32>,
+}
+
+impl Nested {
+    fn level(irq: u32) -> u32 {
+        if irq >= 8 { 2 } else { irq }
+    }
+
+    fn pending(&self, mask: u16) -> Option<u32> {
+        let order = [0, 1, 8, 9, 10, 11, 12, 13, 14, 15, 3, 4, 5, 6, 7];
+        order.into_iter().find(|irq| {
+            let free = |served: &u32| Nested::level(*irq) < Nested::level(*served);
+            mask & 1 << irq == 0 && self.requests.contains(irq) && self.service.iter().all(free)
+        })
+    }
+}
+
+proptest! {
+    #[test]
+    fn fully_nested_mode_agrees_with_a_list(steps in steps(), mask: u16) {
+        let mask = mask & !4;
+        let bench = Bench::ready();
+        bench.write(0x21, &[mask as u8]);
+        bench.write(0xa1, &[(mask >> 8) as u8]);
+        let mut model = Nested::default();
+        for step in steps {
+            match step {
+                Step::Pulse(irq) => {
+                    bench.pulse(irq);
+                    if !model.requests.contains(&irq) {
+                        model.requests.push(irq);
+                    }
+                }
+                Step::Acknowledge => {
+                    if let Some(irq) = model.pending(mask) {
+                        prop_assert_eq!(u32::from(bench.pic.acknowledge()), 0x20 + irq);
+                        model.requests.retain(|known| *known != irq);
+                        model.service.push(irq);
+                    }
+                }
+                Step::End => {
+                    if let Some(irq) = model.service.pop() {
+                        if irq >= 8 {
+                            bench.write(0xa0, &[0x20]);
+                        }
+                        bench.write(0x20, &[0x20]);
+                    }
+                }
+            }
+            prop_assert_eq!(bench.pic.has_request(), model.pending(mask).is_some());
+            prop_assert_eq!(bench.pins.level(0), bench.pic.has_request());
+        }
+    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 use device::Clock;
 use device::conformance::{self, Subject};
 use device::doubles::RecordingPins;
+use proptest::prelude::*;
 
 use super::*;
 
@@ -174,6 +175,34 @@ fn break_and_scratch() {
     assert_eq!(bench.peer.breaks.lock().as_slice(), [true, false]);
     bench.write(7, 0xa5);
     assert_eq!(bench.read(7), 0xa5);
+}
+
+proptest! {
+    /// What goes in comes out, once and in order; data ready and the line say whether something is there.
+    #[test]
+    fn input_arrives_in_order(
+        fifo: bool,
+        rounds in prop::collection::vec((prop::collection::vec(any::<u8>(), 0..40), 0_usize..24), 1..20),
+    ) {
+        let bench = Bench::new();
+        bench.write(2, u8::from(fifo));
+        bench.write(1, 1);
+        let room = if fifo { FIFO_BYTES } else { 1 };
+        let mut waiting: VecDeque<u8> = VecDeque::new();
+        for (input, reads) in rounds {
+            let taken = bench.uart.receive(&input);
+            waiting.extend(&input[..taken]);
+            prop_assert!(waiting.len() <= room);
+            prop_assert!(taken == input.len() || waiting.len() == room);
+            for _ in 0..reads {
+                prop_assert_eq!(bench.read(5) & 1 == 1, !waiting.is_empty());
+                prop_assert_eq!(bench.pins.level(4), !waiting.is_empty());
+                if let Some(expected) = waiting.pop_front() {
+                    prop_assert_eq!(bench.read(0), expected);
+                }
+            }
+        }
+    }
 }
 
 #[test]
