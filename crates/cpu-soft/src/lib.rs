@@ -74,6 +74,8 @@
 //! * Breakpoints of the debug registers (kept, not matched); performance counters; #AC.
 //! * SSE arithmetic never sets MXCSR's sticky flags, always rounds to nearest (conversions and
 //!   ROUNDxx obey MXCSR), does not flush denormals and does not trap (`sse/float.rs`).
+//! * The A20 gate: address line 20 is always on.
+//! * The time-stamp counter counts nanoseconds of the host, and does not stop with the guest.
 //! * Code is fetched from memory only: on the bus it is #UD. Page tables that are on the bus
 //!   read as ones.
 //!

@@ -127,7 +127,6 @@ impl Tlb {
 
     /// Forgets everything, of all PCIDs.
     pub(crate) fn flush(&mut self) {
-        self.by_pcid.clear();
         self.context = self.new_context();
         self.by_pcid.clear();
         self.code_epoch = self.code_epoch.wrapping_add(1);
@@ -160,11 +159,16 @@ impl Tlb {
         }
     }
 
-    /// Forgets a page, of the present context.
+    /// Forgets a page, of the present context; and all of the other PCIDs, since the page may be
+    /// a global one, which INVLPG drops everywhere.
     #[expect(clippy::indexing_slicing, reason = "slot() is below ENTRIES")]
     pub(crate) fn forget_page(&mut self, linear: u64) {
         for table in [&mut self.read, &mut self.write, &mut self.fetch] {
             table[slot(linear)].tag = EMPTY;
+        }
+        let present = (self.context >> 2) as u16;
+        for known in self.by_pcid.iter_mut().filter(|known| **known != present) {
+            *known = 0;
         }
         self.code_epoch = self.code_epoch.wrapping_add(1);
     }
@@ -203,6 +207,12 @@ mod tests {
         tlb.fill(Access::Read, 0x5000, 0, RamOffset(0));
         tlb.switch(6, true);
         tlb.forget_pcid(5);
+        tlb.switch(5, true);
+        assert_eq!(tlb.hit(Access::Read, 0x5000, 1, 0), None);
+        // A page forgotten in one PCID is forgotten in the others: it may be global.
+        tlb.fill(Access::Read, 0x5000, 0, RamOffset(0));
+        tlb.switch(6, true);
+        tlb.forget_page(0x5000);
         tlb.switch(5, true);
         assert_eq!(tlb.hit(Access::Read, 0x5000, 1, 0), None);
     }

@@ -880,3 +880,105 @@ fn single_steps() {
     assert_eq!(vcpu.run().unwrap(), Exit::Halt);
     assert_eq!((reg(&*vcpu, 0), reg(&*vcpu, 7)), (3, 3));
 }
+
+#[test]
+fn decimal_arithmetic_and_what_else_only_32_bit_code_has() {
+    // AL, AH, flags before; opcode; AX, CF and AF behind it: by the manual's definitions.
+    let cases: &[(u16, u64, &[u8], u16, u64)] = &[
+        (0xae, 0, &[0x27], 0x14, 0x11),
+        (0x12, 0, &[0x27], 0x12, 0),
+        (0x2e, 0x10, &[0x2f], 0x28, 0x10),
+        (0x47, 0x01, &[0x2f], 0xe7, 0x01),
+        (0x030b, 0, &[0x37], 0x0401, 0x11),
+        (0x0304, 0x10, &[0x37], 0x040a, 0x11),
+        (0x03fc, 0x10, &[0x3f], 0x0206, 0x11),
+        (0x0047, 0, &[0xd4, 0x0a], 0x0701, 0),
+        (0x0701, 0, &[0xd5, 0x0a], 0x0047, 0),
+    ];
+    for &(ax_before, flags, code, ax_after, flags_after) in cases {
+        let (_, mut vcpu) = protected(&[], |a| {
+            a.db(code)?;
+            a.hlt()
+        });
+        let mut state = vcpu.state().unwrap();
+        state.registers.general[0] = u64::from(ax_before);
+        state.registers.rflags = 2 | flags;
+        vcpu.set_state(&state).unwrap();
+        assert_eq!(vcpu.run().unwrap(), Exit::Halt);
+        let state = vcpu.state().unwrap();
+        let seen = (state.registers.general[0], state.registers.rflags & 0x11);
+        assert_eq!(
+            seen,
+            (u64::from(ax_after), flags_after),
+            "{code:x?} of {ax_before:x}"
+        );
+    }
+    // BOUND within and without; PUSHAD and POPAD put everything back.
+    for (index, vector) in [(5, None), (11, Some(5))] {
+        let (memory, mut vcpu) = protected(&[], |a| {
+            a.mov(dword_ptr(DATA), 3)?;
+            a.mov(dword_ptr(DATA + 4), 10)?;
+            a.mov(eax, index)?;
+            a.bound(eax, qword_ptr(DATA))?;
+            a.pushad()?;
+            a.xor(ebx, ebx)?;
+            a.xor(edi, edi)?;
+            a.popad()?;
+            a.hlt()
+        });
+        let mut state = vcpu.state().unwrap();
+        state.registers.general[3] = 0x33;
+        state.registers.general[7] = 0x77;
+        vcpu.set_state(&state).unwrap();
+        match vector {
+            Some(vector) => assert_eq!(caught32(&memory, &mut *vcpu).0, vector),
+            None => {
+                assert_eq!(vcpu.run().unwrap(), Exit::Halt);
+                assert_eq!((reg(&*vcpu, 3), reg(&*vcpu, 7)), (0x33, 0x77));
+                assert_eq!(reg(&*vcpu, 4), STACK);
+            }
+        }
+    }
+}
+
+#[test]
+fn vector_registers_are_saved_and_restored() {
+    let (memory, mut vcpu) = long(|a| {
+        // After reset the x87 is not in the state that FNINIT makes and XSAVE calls initial.
+        a.fninit()?;
+        a.mov(rbx, DATA)?;
+        a.mov(rax, 0x1122_3344_5566_7788_u64)?;
+        a.movq(xmm3, rax)?;
+        a.fxsave64(ptr(rbx))?;
+        a.mov(rcx, cr4)?;
+        a.bts(rcx, 18)?;
+        a.mov(cr4, rcx)?;
+        a.xor(ecx, ecx)?;
+        a.xor(edx, edx)?;
+        a.mov(eax, 3)?;
+        a.xsetbv()?;
+        a.xsave64(ptr(rbx + 0x400))?;
+        a.pxor(xmm3, xmm3)?;
+        a.fxrstor64(ptr(rbx))?;
+        a.movq(rsi, xmm3)?;
+        a.pxor(xmm3, xmm3)?;
+        a.xrstor64(ptr(rbx + 0x400))?;
+        a.movq(rdi, xmm3)?;
+        // An area that is not aligned: #GP.
+        a.fxsave64(ptr(rbx + 8))
+    });
+    let (vector, stack) = caught(&memory, &mut *vcpu);
+    assert_eq!((vector, stack[0]), (13, 0));
+    let state = vcpu.state().unwrap();
+    assert_eq!(state.registers.general[6], 0x1122_3344_5566_7788);
+    assert_eq!(state.registers.general[7], 0x1122_3344_5566_7788);
+    assert_eq!(word(&memory, DATA + 0x400 + 512), 2);
+    // All of the state goes out and in.
+    let mut other = guest::vcpu(&memory, 1);
+    other.set_state(&state).unwrap();
+    let mut again = other.state().unwrap();
+    again.msrs.clear();
+    let mut first = state.clone();
+    first.msrs.clear();
+    assert_eq!(again, first);
+}

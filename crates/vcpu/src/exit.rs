@@ -63,7 +63,8 @@ pub enum Exit {
     Halt,
     /// A triple fault.
     Shutdown,
-    /// An interrupt can be taken now, as asked for.
+    /// An interrupt can be taken now, as asked for. Comes again from each `run`, without progress
+    /// of the guest, until one is injected or the board no longer asks.
     InterruptWindow,
     /// Somebody kicked the vCPU.
     Kicked,
