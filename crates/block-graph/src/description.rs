@@ -39,6 +39,15 @@ pub fn beside(stored: &str, of: &str) -> String {
     }
 }
 
+/// The path that an image's stored name `stored` stands for, as seen from the folder of the image
+/// `of`. None for a name that holds options.
+pub fn stored_path(stored: &str, of: &str) -> Option<String> {
+    if stored.starts_with(JSON_PREFIX) {
+        return None;
+    }
+    Some(beside(stored.strip_prefix("file:").unwrap_or(stored), of))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -49,5 +58,12 @@ mod tests {
         assert_eq!(beside("../x", "/a/b/top"), "/a/b/../x");
         assert_eq!(beside("/x", "/a/b/top"), "/x");
         assert_eq!(beside("x", "top"), "x");
+    }
+
+    #[test]
+    fn names_that_hold_options_are_no_paths() {
+        assert_eq!(stored_path("json:{}", "/a/top"), None);
+        assert_eq!(stored_path("file:/b/x", "/a/top").unwrap(), "/b/x");
+        assert_eq!(stored_path("x", "/a/top").unwrap(), "/a/x");
     }
 }

@@ -417,7 +417,8 @@ impl Replacement {
         edges
     }
 
-    fn reversed(&self) -> Self {
+    /// The same the other way round: back to the old node.
+    pub fn reversed(&self) -> Self {
         Self {
             old: Arc::clone(&self.new),
             new: Arc::clone(&self.old),

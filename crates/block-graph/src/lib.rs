@@ -35,7 +35,7 @@ mod permissions;
 mod range_lock;
 
 pub use backend::{BackendStats, BlockBackend, OperationStats};
-pub use description::{JSON_PREFIX, beside, description};
+pub use description::{JSON_PREFIX, beside, description, stored_path};
 pub use driver::{
     Access, BlockFuture, Driver, DriverInfo, Extent, ExtentKind, Limits, Mapping, Preallocation,
     WriteFlags,

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use block_graph::{
     Access, BlockError, BlockEvents, BlockFuture, BlockOperation, ChildRole, Driver, DriverInfo,
     Edge, Extent, InFlight, JSON_PREFIX, Limits, Mapping, Node, Permissions, Preallocation,
-    RangeLocks, WriteFlags, beside, description,
+    RangeLocks, WriteFlags, description, stored_path,
 };
 use host_io::{IoBuf, IoBytes};
 use parking_lot::Mutex;
@@ -379,9 +379,8 @@ fn is_as_stored(stored: Option<&str>, backing: Option<&Node>, own: &str) -> bool
     match (stored, backing) {
         (None, None) => true,
         (Some(stored), Some(node)) => {
-            let stored = stored.strip_prefix("file:").unwrap_or(stored);
             // Options can be written in many ways; what was opened by them is taken for the same.
-            stored.starts_with(JSON_PREFIX) || beside(stored, own) == node.driver().filename()
+            stored_path(stored, own).is_none_or(|path| path == node.driver().filename())
         }
         _ => false,
     }
@@ -412,7 +411,8 @@ impl Driver for Qcow2 {
         let own = image.file.node().driver().filename();
         let backing = image.backing.as_ref().map(|edge| edge.node_arc());
         let stored = image.header.backing_file();
-        if !own.starts_with(JSON_PREFIX) && is_as_stored(stored, backing.as_deref(), &own) {
+        let is_as_stored = is_as_stored(stored, backing.as_deref(), &own);
+        if !own.starts_with(JSON_PREFIX) && is_as_stored {
             return own;
         }
         let mut told = serde_json::Map::new();
@@ -421,7 +421,7 @@ impl Driver for Qcow2 {
         if let Some(data_file) = &image.data_file {
             told.insert("data-file".to_owned(), description(&data_file.node()));
         }
-        if !is_as_stored(stored, backing.as_deref(), &own) {
+        if !is_as_stored {
             let backing = backing.map_or(serde_json::Value::Null, |node| description(&node));
             told.insert("backing".to_owned(), backing);
         }

@@ -381,19 +381,7 @@ macro_rules! by_width {
                 type $w = $crate::domain::W8;
                 $e
             }
-            16 => {
-                type $w = $crate::domain::W16;
-                $e
-            }
-            32 => {
-                type $w = $crate::domain::W32;
-                $e
-            }
-            64 => {
-                type $w = $crate::domain::W64;
-                $e
-            }
-            _ => return None,
+            bits => $crate::lower::by_wide!(bits, $w => $e),
         }
     };
 }

@@ -87,13 +87,12 @@ fn run(personality: &str, program: &str, arguments: Vec<OsString>) -> ExitCode {
 
 /// Messages for people go to standard error; `RATITE_LOG` chooses how many (`warn` if unset).
 fn start_log() {
-    let wanted = std::env::var("RATITE_LOG").unwrap_or_default();
     // What cannot be read must not keep the program from telling what goes wrong.
-    let filter: Targets = wanted.parse().unwrap_or_default();
-    let filter = match wanted.is_empty() || filter == Targets::default() {
-        true => Targets::new().with_default(LevelFilter::WARN),
-        false => filter,
-    };
+    let wanted = std::env::var("RATITE_LOG").ok();
+    let wanted = wanted.and_then(|text| text.parse::<Targets>().ok());
+    let filter = wanted
+        .filter(|targets| *targets != Targets::default())
+        .unwrap_or_else(|| Targets::new().with_default(LevelFilter::WARN));
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))

@@ -11,8 +11,7 @@ use api::{
     XDbgBlockGraphNode, XDbgBlockGraphNodeType,
 };
 use block_graph::{
-    BlockBackend, DetectZeroes, DriverInfo, Edge, JSON_PREFIX, Node, OperationStats, Permission,
-    beside,
+    BlockBackend, DetectZeroes, DriverInfo, Edge, Node, OperationStats, Permission, stored_path,
 };
 use monitor::Caller;
 
@@ -25,12 +24,9 @@ fn signed(value: u64) -> i64 {
 /// The name of the backing file that an image stores, as seen from here.
 fn backing_name(node: &Node, info: &DriverInfo) -> Option<String> {
     let stored = info.backing_file.as_ref()?;
-    if stored.starts_with(JSON_PREFIX) {
-        return Some(stored.clone());
-    }
-    let path = stored.strip_prefix("file:").unwrap_or(stored);
     let file = node.driver().children().into_iter().next()?;
-    Some(beside(path, &file.node().driver().filename()))
+    let own = file.node().driver().filename();
+    Some(stored_path(stored, &own).unwrap_or_else(|| stored.clone()))
 }
 
 /// Lengths are told in whole sectors, as QEMU does.

@@ -432,7 +432,7 @@ async fn try_exchange(inner: &Arc<Inner>, steps: Vec<Step>) -> Result<Vec<Arc<No
     let left = left.map(|edge| edge.node_arc()).collect();
     for one in replacements.iter().filter(|one| !one.new.is_read_only()) {
         if let Err(error) = one.new.driver().activate().await {
-            go_back(inner, replacements);
+            go_back(inner, &replacements);
             return Err(words(&error));
         }
     }
@@ -441,14 +441,8 @@ async fn try_exchange(inner: &Arc<Inner>, steps: Vec<Step>) -> Result<Vec<Arc<No
 
 /// Puts the old nodes back. They were there a moment ago, so nothing stands in their way but,
 /// perhaps, another process.
-fn go_back(inner: &Inner, replacements: Vec<Replacement>) {
-    let back: Vec<_> = replacements
-        .into_iter()
-        .map(|one| Replacement {
-            old: one.new,
-            new: one.old,
-        })
-        .collect();
+fn go_back(inner: &Inner, replacements: &[Replacement]) {
+    let back: Vec<_> = replacements.iter().map(Replacement::reversed).collect();
     if let Err(error) = inner.graph.replace_nodes(&back) {
         tracing::error!(%error, "cannot put nodes back as they were");
     }

@@ -56,16 +56,21 @@ impl Cpu {
     }
 }
 
-/// `DX`: the port is in DX, else it is the immediate.
+/// The port that an instruction names and may use. `DX`: it is in DX, else it is the immediate.
+fn checked_port<W: Width, const DX: bool>(cpu: &mut Cpu, op: &Op) -> Result<u16, Stop> {
+    let port = if DX {
+        cpu.get(RDX) as u16
+    } else {
+        op.imm as u16 & 0xff
+    };
+    cpu.check_port(port, W::BYTES as u32)?;
+    Ok(port)
+}
+
 struct In<W, const DX: bool>(std::marker::PhantomData<W>);
 impl<W: Width, const DX: bool> Helper for In<W, DX> {
     fn run(cpu: &mut Cpu, op: &Op) -> Flow {
-        let port = if DX {
-            cpu.get(RDX) as u16
-        } else {
-            op.imm as u16 & 0xff
-        };
-        cpu.check_port(port, W::BYTES as u32)?;
+        let port = checked_port::<W, DX>(cpu, op)?;
         let value = cpu.port_in(port, W::BYTES as u32)?;
         cpu.set_reg::<W>(RAX, value & W::MASK);
         Ok(())
@@ -75,12 +80,7 @@ impl<W: Width, const DX: bool> Helper for In<W, DX> {
 struct Out<W, const DX: bool>(std::marker::PhantomData<W>);
 impl<W: Width, const DX: bool> Helper for Out<W, DX> {
     fn run(cpu: &mut Cpu, op: &Op) -> Flow {
-        let port = if DX {
-            cpu.get(RDX) as u16
-        } else {
-            op.imm as u16 & 0xff
-        };
-        cpu.check_port(port, W::BYTES as u32)?;
+        let port = checked_port::<W, DX>(cpu, op)?;
         let value = cpu.reg::<W>(RAX);
         cpu.port_out(port, W::BYTES as u32, value)
     }
