@@ -33,7 +33,7 @@ use device::{
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use crate::pci::{HeaderSaved, PciAddress, PciBus, PciFunction, PciHeader, PciIdentity};
+use device::pci::{HeaderSaved, PciAddress, PciBus, PciFunction, PciHeader, PciIdentity};
 
 const NAME: &str = "PIIX4_PM";
 const VERSION: u32 = 1;
@@ -407,7 +407,7 @@ impl Device for AcpiPm {
             || registers.enable & !ENABLE_ALL != 0
             || registers.control & !CONTROL_STORED != 0
         {
-            return Err(crate::bad_state(
+            return Err(device::Error::bad_state(
                 NAME,
                 "a register has bits that do not exist",
             ));

@@ -297,7 +297,10 @@ impl Device for FwCfg {
         let new: FwCfgState = state.read(NAME, VERSION)?;
         let mut access = self.access.lock();
         if !access.items.restore(&new.written) {
-            return Err(crate::bad_state(NAME, "the writable items are others"));
+            return Err(device::Error::bad_state(
+                NAME,
+                "the writable items are others",
+            ));
         }
         access.select(new.selector);
         access.offset = new.offset;

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use device::{Device, Error, ResetKind, SavedState};
 
-use crate::pci::{HeaderSaved, PciAddress, PciBus, PciFunction, PciHeader, PciIdentity};
+use device::pci::{HeaderSaved, PciAddress, PciBus, PciFunction, PciHeader, PciIdentity};
 
 const NAME: &str = "i440FX";
 const VERSION: u32 = 1;

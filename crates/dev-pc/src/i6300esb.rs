@@ -26,7 +26,7 @@ use device::{
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use crate::pci::{
+use device::pci::{
     Bar, BarKind, HeaderSaved, PciAddress, PciBus, PciFunction, PciHeader, PciIdentity,
 };
 
@@ -361,7 +361,10 @@ impl Device for I6300esb {
             .iter()
             .any(|preload| preload & !PRELOAD_MASK != 0)
         {
-            return Err(crate::bad_state(NAME, "a preload has more than 20 bits"));
+            return Err(device::Error::bad_state(
+                NAME,
+                "a preload has more than 20 bits",
+            ));
         }
         self.header.restore(NAME, new.header)?;
         let mut state = self.registers.state.lock();

@@ -395,7 +395,7 @@ impl Device for I8042 {
     fn restore(&self, state: &SavedState) -> Result<(), Error> {
         let new: I8042State = state.read(NAME, VERSION)?;
         new.check()
-            .map_err(|reason| crate::bad_state(NAME, reason))?;
+            .map_err(|reason| device::Error::bad_state(NAME, reason))?;
         self.change(|state| *state = new);
         Ok(())
     }

@@ -273,7 +273,7 @@ impl Device for IoApic {
     fn restore(&self, state: &SavedState) -> Result<(), Error> {
         let new: IoApicState = state.read(NAME, VERSION)?;
         new.check()
-            .map_err(|reason| crate::bad_state(NAME, reason))?;
+            .map_err(|reason| device::Error::bad_state(NAME, reason))?;
         // What was due had been sent before the state was saved: nothing is sent now.
         *self.state.lock() = new;
         Ok(())

@@ -404,7 +404,7 @@ impl Device for Pic {
         let new: PicState = state.read(NAME, VERSION)?;
         for chip in [&new.master, &new.slave] {
             chip.check()
-                .map_err(|reason| crate::bad_state(NAME, reason))?;
+                .map_err(|reason| device::Error::bad_state(NAME, reason))?;
         }
         self.change(|state| *state = new);
         Ok(())

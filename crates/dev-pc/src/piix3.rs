@@ -20,7 +20,7 @@ use device::{
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use crate::pci::{HeaderSaved, PciAddress, PciBus, PciFunction, PciHeader, PciIdentity};
+use device::pci::{HeaderSaved, PciAddress, PciBus, PciFunction, PciHeader, PciIdentity};
 
 const NAME: &str = "PIIX3";
 const VERSION: u32 = 1;
@@ -206,7 +206,7 @@ impl Device for Piix3 {
     fn restore(&self, state: &SavedState) -> Result<(), Error> {
         let new: Piix3State = state.read(NAME, VERSION)?;
         if new.reset_control & !6 != 0 {
-            return Err(crate::bad_state(
+            return Err(device::Error::bad_state(
                 NAME,
                 "the reset control register has other bits",
             ));

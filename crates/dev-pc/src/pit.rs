@@ -517,7 +517,7 @@ impl Device for Pit {
     fn restore(&self, state: &SavedState) -> Result<(), Error> {
         let new: PitState = state.read(NAME, VERSION)?;
         if new.counters.iter().any(|counter| counter.mode > 5) {
-            return Err(crate::bad_state(
+            return Err(device::Error::bad_state(
                 NAME,
                 "a counter's mode is not one of 0 to 5",
             ));
@@ -527,13 +527,13 @@ impl Device for Pit {
             .iter()
             .any(|counter| counter.held.is_some_and(|ticks| ticks > ticks_of(u64::MAX)))
         {
-            return Err(crate::bad_state(
+            return Err(device::Error::bad_state(
                 NAME,
                 "a counter was held after more time than there is",
             ));
         }
         if new.port_61 & !0x0e != 0 {
-            return Err(crate::bad_state(
+            return Err(device::Error::bad_state(
                 NAME,
                 "port 0x61 has bits that are not stored",
             ));

@@ -16,7 +16,7 @@ use device::{
     read_bytes, write_bytes,
 };
 
-use crate::pci::{
+use device::pci::{
     Bar, BarKind, HeaderSaved, PciAddress, PciBus, PciFunction, PciHeader, PciIdentity,
 };
 
@@ -221,10 +221,10 @@ mod tests {
             let device = PvpanicPci::new(&bus, address, PvpanicEvents::ALL, machine);
             assert!(bus.plug(address, device.clone()).is_ok());
             let unused = Pvpanic::new(PvpanicEvents::ALL, Arc::new(RecordingMachine::default()));
-            let ports = crate::pci::PciConfigPorts::new(bus, unused);
+            let ports = device::pci::PciConfigPorts::new(bus, unused);
             ports_at(&ports, 6 << 11);
             Subject {
-                ranges: vec![(device::IoPart::new(ports, crate::pci::ConfigPart::Data), 4)],
+                ranges: vec![(device::IoPart::new(ports, device::pci::ConfigPart::Data), 4)],
                 device,
                 clock: Clock::stepped(),
                 kept_by_reset: &[],
@@ -232,12 +232,12 @@ mod tests {
         });
     }
 
-    fn ports_at(ports: &Arc<crate::pci::PciConfigPorts>, address: u64) {
+    fn ports_at(ports: &Arc<device::pci::PciConfigPorts>, address: u64) {
         use device::IoParts;
 
         // The command register: the most changeable one.
         ports.write_part(
-            crate::pci::ConfigPart::Address,
+            device::pci::ConfigPart::Address,
             0,
             Width::Dword,
             0x8000_0004 | address,

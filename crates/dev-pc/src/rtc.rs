@@ -427,7 +427,7 @@ impl Device for Rtc {
     fn restore(&self, state: &SavedState) -> Result<(), Error> {
         let new: RtcState = state.read(NAME, VERSION)?;
         new.check()
-            .map_err(|reason| crate::bad_state(NAME, reason))?;
+            .map_err(|reason| device::Error::bad_state(NAME, reason))?;
         let mut state = self.state.lock();
         *state = new;
         self.drive(&state, self.moment());

@@ -418,13 +418,13 @@ impl Device for Uart {
     fn restore(&self, state: &SavedState) -> Result<(), Error> {
         let new: UartState = state.read(NAME, VERSION)?;
         if new.received.len() > new.capacity() {
-            return Err(crate::bad_state(
+            return Err(device::Error::bad_state(
                 NAME,
                 "more bytes were received than the FIFO holds",
             ));
         }
         if new.trigger & !0xc0 != 0 || new.ier & !0x0f != 0 || new.mcr & !0x1f != 0 {
-            return Err(crate::bad_state(
+            return Err(device::Error::bad_state(
                 NAME,
                 "a register has bits that do not exist",
             ));

@@ -13,13 +13,13 @@ use crate::i8042::{I8042, I8042Lines, I8042Part};
 use crate::ioapic::IoApic;
 use crate::irq_gate::IrqGate;
 use crate::msi::ApicMsi;
-use crate::pci::{ConfigPart, PciAddress, PciBus, PciConfigPorts, PciFunction};
 use crate::pic::{Pic, PicPart};
 use crate::piix3::{Piix3, PirqRouter};
 use crate::pit::{Pit, PitPart};
 use crate::rtc::Rtc;
 use crate::uart::{SerialLine, Uart};
 use device::doubles::RecordingMachine;
+use device::pci::{ConfigPart, PciAddress, PciBus, PciConfigPorts, PciFunction};
 use device::{
     Clock, Device, InterruptController, IoHandler, IoMap, IoPart, IrqLine, ResetKind, WallClock,
     Width,

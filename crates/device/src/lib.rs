@@ -8,6 +8,7 @@
 //! | [`DmaSpace`] | guest memory, in bulk |
 //! | [`Device`], [`SavedState`] | the phases of a device's life |
 //! | [`MachineSink`] | what a device asks of the whole machine: reset, power off, a panic |
+//! | [`pci`] | configuration space, base address registers, MSI, MSI-X, the bus |
 //! | [`conformance`] | the table of cases that every device runs |
 //!
 //! # Lifecycle
@@ -37,6 +38,7 @@ mod io_map;
 mod irq;
 mod life;
 mod machine;
+pub mod pci;
 
 pub use clock::{Clock, Timer, WallClock};
 pub use dma::DmaSpace;
@@ -104,4 +106,14 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+}
+
+impl Error {
+    /// A saved state that a device cannot be in.
+    pub fn bad_state(device: &str, reason: &str) -> Error {
+        Error::BadState {
+            device: device.to_owned(),
+            reason: reason.to_owned(),
+        }
+    }
 }

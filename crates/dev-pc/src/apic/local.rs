@@ -415,7 +415,7 @@ impl Device for LocalApic {
     fn restore(&self, state: &SavedState) -> Result<(), Error> {
         let new: Registers = state.read(NAME, VERSION)?;
         new.check()
-            .map_err(|reason| crate::bad_state(NAME, reason))?;
+            .map_err(|reason| device::Error::bad_state(NAME, reason))?;
         let mut registers = self.registers.lock();
         *registers = new;
         self.arm(&registers, self.clock.now_ns());

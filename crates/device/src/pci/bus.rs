@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use device::{
+use crate::{
     Device, Error, IoHandler, IoMap, IoParts, IrqLine, MsiSink, ResetKind, SavedState, Width,
 };
 use parking_lot::{Mutex, RwLock};

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use device::{
+use crate::{
     Error, IoHandler, IoMap, IrqLine, MappingId, MsiMessage, MsiSink, Width, read_bytes,
     write_bytes,
 };
@@ -414,7 +414,7 @@ impl PciHeader {
         let mut inner = self.inner.lock();
         let inner = &mut *inner;
         let config = <[u8; BYTES]>::try_from(saved.config).map_err(|_| {
-            crate::bad_state(device, "the configuration space does not have 256 bytes")
+            Error::bad_state(device, "the configuration space does not have 256 bytes")
         })?;
         let mask = &inner.mask;
         let changes = config
@@ -428,7 +428,7 @@ impl PciHeader {
                 change & !(writable | clearable | own) != 0
             });
         if foreign {
-            return Err(crate::bad_state(
+            return Err(Error::bad_state(
                 device,
                 "a read-only configuration byte has another value",
             ));
@@ -436,7 +436,7 @@ impl PciHeader {
         match (&inner.msix, saved.msix) {
             (None, None) => {}
             (Some((_, msix)), Some(state)) if msix.fits(&state) => msix.restore(state),
-            _ => return Err(crate::bad_state(device, "the MSI-X table has another size")),
+            _ => return Err(Error::bad_state(device, "the MSI-X table has another size")),
         }
         inner.config = config;
         inner.intx = saved.intx;

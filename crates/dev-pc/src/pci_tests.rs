@@ -8,10 +8,10 @@ use device::{
 };
 use parking_lot::Mutex;
 
-use super::*;
 use crate::acpi_pm::{ACPI_DISABLE, ACPI_ENABLE, AcpiPm, PmPart, WakeReason};
 use crate::i440fx::{I440fx, LowMemoryRouting, PamSegment, Smram};
 use crate::piix3::{Piix3, PirqRouter};
+use device::pci::*;
 
 struct Bench {
     bus: Arc<PciBus>,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use device::{IoHandler, MsiMessage, MsiSink, Width, merge_register, read_register};
+use crate::{IoHandler, MsiMessage, MsiSink, Width, merge_register, read_register};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
