@@ -23,6 +23,8 @@ pub enum MachineRequest {
     GuestShutdown,
     /// A watchdog ran out.
     WatchdogExpired,
+    /// The machine cannot go on: an accelerator failed.
+    InternalError,
 }
 
 /// Takes devices' requests.

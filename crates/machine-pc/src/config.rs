@@ -1,0 +1,121 @@
+//! What a machine is made from.
+
+use device::{Clock, WallClock};
+
+use crate::board::Board;
+use crate::run_state::Actions;
+
+/// Processors, and how many there may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Topology {
+    /// How many there are.
+    pub cpus: u32,
+    /// Sockets, dies, cores and threads: their product is the most there may be.
+    pub sockets: u32,
+    /// Dies of a socket.
+    pub dies: u32,
+    /// Cores of a die.
+    pub cores: u32,
+    /// Threads of a core.
+    pub threads: u32,
+}
+
+impl Topology {
+    /// So many sockets of one core each, as `-smp N` says.
+    #[must_use]
+    pub fn of(cpus: u32) -> Self {
+        Self {
+            cpus,
+            sockets: cpus,
+            dies: 1,
+            cores: 1,
+            threads: 1,
+        }
+    }
+}
+
+/// How the guest's time of day begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum RtcBase {
+    /// The host's, in UTC.
+    #[default]
+    Utc,
+    /// A date, in seconds since 1970.
+    UnixSeconds(i64),
+}
+
+/// An executor of guest instructions that can be asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AcceleratorKind {
+    /// The software CPU.
+    Tcg,
+    /// No processor runs; registers are driven from outside.
+    Qtest,
+}
+
+impl AcceleratorKind {
+    /// Its name in options.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcg => "tcg",
+            Self::Qtest => "qtest",
+        }
+    }
+}
+
+/// What the guest starts with. Bytes, since whoever reads files knows which he may.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Payload {
+    /// bzImage, PVH ELF or multiboot ELF.
+    pub kernel: Option<Vec<u8>>,
+    /// The initial RAM disk.
+    pub initrd: Option<Vec<u8>>,
+    /// The kernel's command line.
+    pub command_line: String,
+    /// Firmware that starts at the reset vector.
+    pub firmware: Option<Vec<u8>>,
+}
+
+/// A machine.
+#[derive(Clone, Debug)]
+pub struct MachineConfig {
+    /// The board.
+    pub board: &'static Board,
+    /// Bytes of RAM.
+    pub ram_bytes: u64,
+    /// Processors.
+    pub topology: Topology,
+    /// The name of the CPU model.
+    pub cpu_model: String,
+    /// Who executes.
+    pub accelerator: AcceleratorKind,
+    /// What the guest starts with.
+    pub payload: Payload,
+    /// The machine's name, for people.
+    pub name: Option<String>,
+    /// The machine's UUID, in its usual form.
+    pub uuid: Option<String>,
+    /// The time of day.
+    pub rtc: RtcBase,
+    /// What wishes lead to.
+    pub actions: Actions,
+}
+
+impl MachineConfig {
+    /// The guest's clock and its time of day.
+    pub(crate) fn clocks(&self) -> (Clock, WallClock) {
+        let clock = match self.accelerator {
+            AcceleratorKind::Qtest => Clock::stepped(),
+            AcceleratorKind::Tcg => Clock::real(),
+        };
+        let wall = match self.rtc {
+            RtcBase::Utc => WallClock::Host,
+            RtcBase::UnixSeconds(seconds) => WallClock::Guest {
+                clock: clock.clone(),
+                epoch_unix_ns: u64::try_from(seconds).unwrap_or(0).saturating_mul(1_000_000_000),
+            },
+        };
+        (clock, wall)
+    }
+}

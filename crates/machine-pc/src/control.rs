@@ -1,0 +1,368 @@
+//! The machine's own side: what its thread owns, and the changes of its run state.
+
+use std::sync::Arc;
+
+use api::EventSink;
+use device::{Clock, MachineRequest, ResetKind};
+use guest_memory::GuestMemory;
+use tokio::sync::watch;
+use vcpu::VcpuState;
+
+use crate::assembly::{self, Assembled};
+use crate::chipset::Chipset;
+use crate::config::MachineConfig;
+use crate::cpu_thread::CpuShared;
+use crate::error::MachineError;
+use crate::events;
+use crate::machine::{ExitStatus, Requests};
+use crate::run_state::{
+    IllegalTransition, PanicAction, RebootAction, RunState, ShutdownAction, WatchdogAction,
+};
+
+pub use api::ShutdownCause;
+
+/// Devices that work on their own, besides processors and timers: they stand still when the machine does.
+pub trait Pausable: Send + Sync {
+    /// Stands still: when this returns, no guest memory is touched any more.
+    fn pause(&self);
+
+    /// Goes on.
+    fn resume(&self);
+}
+
+/// What the machine's thread owns.
+pub struct Control {
+    pub(crate) config: MachineConfig,
+    pub(crate) events: Arc<dyn EventSink>,
+    pub(crate) runtime: tokio::runtime::Handle,
+    pub(crate) requests: Arc<Requests>,
+    end: watch::Sender<Option<ExitStatus>>,
+    state: RunState,
+    pub(crate) clock: Clock,
+    pub(crate) memory: Option<Arc<GuestMemory>>,
+    pub(crate) chips: Option<Chipset>,
+    pub(crate) cpus: Vec<Arc<CpuShared>>,
+    /// What is written to memory at each reset, and where the first processor then begins.
+    boot: Option<crate::boot::BootImage>,
+    pub(crate) pausables: Vec<Arc<dyn Pausable>>,
+    /// The guest has been started at least once.
+    started: bool,
+}
+
+impl Control {
+    pub(crate) fn new(
+        config: MachineConfig,
+        events: Arc<dyn EventSink>,
+        runtime: tokio::runtime::Handle,
+        requests: Arc<Requests>,
+        end: watch::Sender<Option<ExitStatus>>,
+    ) -> Result<Self, MachineError> {
+        let Assembled {
+            clock,
+            memory,
+            chips,
+            cpus,
+        } = assembly::assemble(&config, &requests)?;
+        requests.set_cpus(&cpus);
+        Ok(Self {
+            config,
+            events,
+            runtime,
+            requests,
+            end,
+            state: RunState::Prelaunch,
+            clock,
+            memory,
+            chips,
+            cpus,
+            boot: None,
+            pausables: Vec::new(),
+            started: false,
+        })
+    }
+
+    /// The run state.
+    #[must_use]
+    pub fn state(&self) -> RunState {
+        self.state
+    }
+
+    fn become_state(&mut self, next: RunState) -> Result<(), IllegalTransition> {
+        if !self.state.may_become(next) {
+            let from = self.state;
+            return Err(IllegalTransition { from, to: next });
+        }
+        self.state = next;
+        Ok(())
+    }
+
+    /// As [`Control::become_state`], where the caller has looked already.
+    fn enter(&mut self, next: RunState) {
+        if let Err(error) = self.become_state(next) {
+            tracing::error!(%error, "the run state stays as it is");
+        }
+    }
+
+    /// Everything that acts stands still when this returns.
+    fn stand(&self) {
+        for cpu in &self.cpus {
+            cpu.hold();
+        }
+        for cpu in &self.cpus {
+            cpu.wait_standing();
+        }
+        self.clock.stop();
+        for pausable in &self.pausables {
+            pausable.pause();
+        }
+    }
+
+    fn go(&self) {
+        for pausable in &self.pausables {
+            pausable.resume();
+        }
+        self.clock.start();
+        for cpu in &self.cpus {
+            cpu.resume();
+        }
+    }
+
+    /// Makes the machine ready for its first instruction: power-on reset, memory filled.
+    ///
+    /// # Errors
+    /// What the guest starts with does not fit.
+    pub fn power_on(&mut self) -> Result<(), MachineError> {
+        self.reset_all(ResetKind::PowerOn)
+    }
+
+    fn reset_all(&mut self, kind: ResetKind) -> Result<(), MachineError> {
+        let (Some(chips), Some(memory)) = (&self.chips, &self.memory) else {
+            return Ok(());
+        };
+        let with_firmware = self.config.payload.firmware.is_some();
+        chips.reset(kind, with_firmware);
+        if self.boot.is_none() {
+            self.boot = Some(crate::boot::prepare(&self.config, chips, memory)?);
+        }
+        let start = match &self.boot {
+            Some(boot) => boot.load(memory)?,
+            None => None,
+        };
+        self.start_cpus_at(start);
+        Ok(())
+    }
+
+    fn start_cpus_at(&self, start: Option<Box<VcpuState>>) {
+        let mut start = start;
+        for cpu in &self.cpus {
+            cpu.reset(start.take());
+        }
+    }
+
+    /// `stop`, and every other reason to stand still.
+    pub fn stop(&mut self, state: RunState) {
+        if !self.state.is_live() {
+            return;
+        }
+        self.stand();
+        self.enter(state);
+        events::stop(&*self.events);
+    }
+
+    /// `cont`.
+    ///
+    /// # Errors
+    /// The machine must be reset before.
+    pub fn cont(&mut self) -> Result<(), MachineError> {
+        if self.state.needs_reset() {
+            return Err(MachineError::Config(
+                "Resetting the Virtual Machine is required".to_owned(),
+            ));
+        }
+        if self.state.is_live() {
+            return Ok(());
+        }
+        self.enter(RunState::Running);
+        self.started = true;
+        events::resume(&*self.events);
+        self.go();
+        Ok(())
+    }
+
+    /// `system_reset` and resets that the guest asks for.
+    pub fn reset(&mut self, cause: ShutdownCause) {
+        let was_live = self.state.is_live();
+        self.stand();
+        if let Err(error) = self.reset_all(ResetKind::System) {
+            tracing::error!(%error, "the machine cannot start again");
+            self.enter(RunState::InternalError);
+            return;
+        }
+        events::reset(&*self.events, cause);
+        if was_live {
+            if self.state == RunState::Suspended {
+                self.enter(RunState::Running);
+            }
+            self.go();
+        } else if self.state != RunState::Prelaunch {
+            self.enter(RunState::Prelaunch);
+        }
+    }
+
+    /// The guest or somebody outside wants the machine off.
+    pub fn shutdown(&mut self, cause: ShutdownCause) {
+        events::shutdown(&*self.events, cause);
+        // Whoever is outside wants the end of the program, whatever guests' own wishes lead to.
+        let stays = self.config.actions.shutdown == ShutdownAction::Pause && events::is_guests(cause);
+        if stays {
+            self.stop(RunState::Shutdown);
+        } else {
+            self.finish(ExitStatus(0));
+        }
+    }
+
+    fn finish(&mut self, status: ExitStatus) {
+        self.stand();
+        self.end.send_if_modified(|end| {
+            let first = end.is_none();
+            if first {
+                *end = Some(status);
+            }
+            first
+        });
+    }
+
+    /// `system_powerdown`: the power button.
+    pub fn power_button(&mut self) {
+        events::powerdown(&*self.events);
+        if let Some(pci) = self.chips.as_ref().and_then(|chips| chips.pci.as_ref()) {
+            pci.pm.press_power_button();
+        }
+    }
+
+    /// `system_wakeup`.
+    ///
+    /// # Errors
+    /// The guest does not sleep, or the board cannot.
+    pub fn wake_up(&mut self) -> Result<(), MachineError> {
+        let Some(chips) = self.chips.as_ref().filter(|chips| chips.pci.is_some()) else {
+            return Err(MachineError::Config(
+                "wake-up from suspend is not supported by this guest".to_owned(),
+            ));
+        };
+        if self.state != RunState::Suspended {
+            return Err(MachineError::Config(
+                "Unable to wake up: guest is not in suspended state".to_owned(),
+            ));
+        }
+        if let Some(pci) = &chips.pci {
+            pci.pm.wake(dev_pc::acpi_pm::WakeReason::Other);
+        }
+        let start = match (&self.boot, &self.memory) {
+            (Some(boot), Some(memory)) => boot.wake_state(memory),
+            _ => None,
+        };
+        self.start_cpus_at(start);
+        self.enter(RunState::Running);
+        events::wakeup(&*self.events);
+        self.go();
+        Ok(())
+    }
+
+    /// Makes a non-maskable interrupt pending at every processor.
+    pub fn inject_nmi(&self) {
+        for cpu in &self.cpus {
+            cpu.inject_nmi();
+        }
+    }
+
+    /// Does what devices have asked for. The processors have been held when they asked.
+    pub(crate) fn serve_requests(&mut self) {
+        for request in self.requests.take() {
+            self.serve(request);
+        }
+        if self.state.is_running() && self.end.borrow().is_none() {
+            for cpu in &self.cpus {
+                cpu.resume();
+            }
+        }
+    }
+
+    fn serve(&mut self, request: MachineRequest) {
+        match request {
+            MachineRequest::Reset(_) => self.guest_reset(ShutdownCause::GuestReset),
+            MachineRequest::PowerOff => self.shutdown(ShutdownCause::GuestShutdown),
+            MachineRequest::Suspend => self.suspend(),
+            MachineRequest::Hibernate => {
+                events::suspend_disk(&*self.events);
+                self.shutdown(ShutdownCause::GuestShutdown);
+            }
+            MachineRequest::Exit(status) => {
+                events::shutdown(&*self.events, ShutdownCause::GuestShutdown);
+                self.finish(ExitStatus(status));
+            }
+            MachineRequest::GuestPanicked => self.panicked(),
+            MachineRequest::GuestCrashLoaded => events::crash_loaded(&*self.events),
+            MachineRequest::GuestShutdown => {
+                events::pvshutdown(&*self.events);
+                self.shutdown(ShutdownCause::GuestShutdown);
+            }
+            MachineRequest::WatchdogExpired => self.watchdog(),
+            MachineRequest::InternalError => self.stop(RunState::InternalError),
+        }
+    }
+
+    fn guest_reset(&mut self, cause: ShutdownCause) {
+        match self.config.actions.reboot {
+            RebootAction::Reset => self.reset(cause),
+            RebootAction::Shutdown => self.shutdown(cause),
+        }
+    }
+
+    fn suspend(&mut self) {
+        self.stand();
+        self.enter(RunState::Suspended);
+        // Timers that can wake the guest go on.
+        self.clock.start();
+        events::suspend(&*self.events);
+    }
+
+    fn panicked(&mut self) {
+        let action = self.config.actions.panic;
+        events::panicked(&*self.events, action);
+        match action {
+            PanicAction::None => {}
+            PanicAction::Pause => self.stop(RunState::GuestPanicked),
+            PanicAction::Shutdown => {
+                self.stop(RunState::GuestPanicked);
+                self.shutdown(ShutdownCause::GuestPanic);
+            }
+            PanicAction::ExitFailure => {
+                self.stop(RunState::GuestPanicked);
+                events::shutdown(&*self.events, ShutdownCause::GuestPanic);
+                self.finish(ExitStatus(1));
+            }
+        }
+    }
+
+    fn watchdog(&mut self) {
+        let action = self.config.actions.watchdog;
+        events::watchdog(&*self.events, action);
+        match action {
+            WatchdogAction::Reset => self.guest_reset(ShutdownCause::GuestReset),
+            WatchdogAction::Shutdown => self.power_button(),
+            WatchdogAction::Poweroff => self.shutdown(ShutdownCause::GuestShutdown),
+            WatchdogAction::Pause => self.stop(RunState::Watchdog),
+            WatchdogAction::InjectNmi => self.inject_nmi(),
+            WatchdogAction::Debug | WatchdogAction::None => {}
+        }
+    }
+
+    /// Ends the processors' threads.
+    pub(crate) fn close(&mut self) {
+        self.stand();
+        for cpu in &self.cpus {
+            cpu.end();
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! A serial port's line as a chardev's frontend.
+//!
+//! Output goes into a buffer that a task empties into whoever is connected; without a connection it is dropped, as on a
+//! cable with nobody at its end. A peer that does not read holds the guest up, a little with each byte, and then
+//! loses bytes: a guest cannot be made to wait for ever.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use chardev::ChardevClaim;
+use dev_pc::debug_ports::DebugOutput;
+use dev_pc::uart::{SerialLine, Uart};
+use device::IrqLine;
+use parking_lot::{Condvar, Mutex};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::Notify;
+
+/// Output that waits for its reader.
+const MAX_OUTPUT_BYTES: usize = 1 << 20;
+/// How long one byte waits for room.
+const PATIENCE: Duration = Duration::from_millis(20);
+/// Input read at once.
+const INPUT_BYTES: usize = 4096;
+
+#[derive(Default)]
+struct Output {
+    bytes: VecDeque<u8>,
+    connected: bool,
+}
+
+/// The buffer between a device and its chardev.
+#[derive(Default)]
+pub(crate) struct SerialCable {
+    output: Mutex<Output>,
+    room: Condvar,
+    has_output: Notify,
+    input_wanted: Notify,
+}
+
+impl SerialCable {
+    fn send(&self, byte: u8) {
+        let mut output = self.output.lock();
+        if !output.connected {
+            return;
+        }
+        if output.bytes.len() >= MAX_OUTPUT_BYTES {
+            self.room.wait_for(&mut output, PATIENCE);
+            if output.bytes.len() >= MAX_OUTPUT_BYTES {
+                return;
+            }
+        }
+        output.bytes.push_back(byte);
+        // Whoever was told already takes what has come since.
+        let first = output.bytes.len() == 1;
+        drop(output);
+        if first {
+            self.has_output.notify_one();
+        }
+    }
+
+    fn take_output(&self, into: &mut Vec<u8>) {
+        let mut output = self.output.lock();
+        into.extend(output.bytes.drain(..));
+        drop(output);
+        self.room.notify_all();
+    }
+
+    fn set_connected(&self, connected: bool) {
+        let mut output = self.output.lock();
+        output.connected = connected;
+        if !connected {
+            output.bytes.clear();
+            self.room.notify_all();
+        }
+    }
+
+    /// Waits until all output has been taken, or nobody is there to take it.
+    pub(crate) async fn drained(&self) {
+        while {
+            let output = self.output.lock();
+            output.connected && !output.bytes.is_empty()
+        } {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+}
+
+impl SerialLine for SerialCable {
+    fn transmit(&self, byte: u8) {
+        self.send(byte);
+    }
+
+    fn input_wanted(&self) {
+        self.input_wanted.notify_one();
+    }
+
+    fn set_break(&self, _on: bool) {
+        // Chardevs' streams have no condition that stands for it.
+    }
+}
+
+impl DebugOutput for SerialCable {
+    fn put(&self, byte: u8) {
+        self.send(byte);
+    }
+}
+
+/// Makes a serial port whose line ends at a chardev, or nowhere.
+pub(crate) fn port(
+    irq: IrqLine,
+    claim: Option<ChardevClaim>,
+    runtime: &tokio::runtime::Handle,
+) -> (Arc<Uart>, Arc<SerialCable>) {
+    let cable = Arc::new(SerialCable::default());
+    let uart = Uart::new(irq, cable.clone());
+    if let Some(claim) = claim {
+        cable.set_connected(true);
+        let end = Arc::downgrade(&uart);
+        runtime.spawn(serve(claim, cable.clone(), Some(end)));
+    }
+    (uart, cable)
+}
+
+/// Connects a device that only writes.
+pub(crate) fn writer(claim: ChardevClaim, runtime: &tokio::runtime::Handle) -> Arc<SerialCable> {
+    let cable = Arc::new(SerialCable::default());
+    cable.set_connected(true);
+    runtime.spawn(serve(claim, cable.clone(), None));
+    cable
+}
+
+/// Serves one connection after the other. What was sent before the first came is kept for it.
+async fn serve(mut claim: ChardevClaim, cable: Arc<SerialCable>, uart: Option<Weak<Uart>>) {
+    let Some(connections) = claim.connections() else {
+        return;
+    };
+    let mut next = connections.recv().await;
+    while let Some(stream) = next {
+        cable.set_connected(true);
+        let (reader, mut writer) = tokio::io::split(stream);
+        let ended = Notify::new();
+        // A peer that writes no more may still read; it is left for another one only.
+        let another = async {
+            ended.notified().await;
+            connections.recv().await
+        };
+        let replaced = tokio::select! {
+            () = send_output(&mut writer, &cable) => None,
+            () = take_input(reader, &cable, uart.as_ref(), &ended) => None,
+            another = another => another,
+        };
+        next = match replaced {
+            Some(stream) => Some(stream),
+            None => {
+                cable.set_connected(false);
+                connections.recv().await
+            }
+        };
+    }
+}
+
+async fn send_output(writer: &mut (impl AsyncWrite + Unpin), cable: &SerialCable) {
+    let mut bytes = Vec::new();
+    loop {
+        cable.take_output(&mut bytes);
+        if bytes.is_empty() {
+            cable.has_output.notified().await;
+            continue;
+        }
+        let written = writer.write_all(&bytes).await;
+        if written.is_err() || writer.flush().await.is_err() {
+            return;
+        }
+        bytes.clear();
+    }
+}
+
+/// Ends when the connection fails; at the end of input, says so and stays.
+async fn take_input(
+    mut reader: impl AsyncRead + Unpin,
+    cable: &SerialCable,
+    uart: Option<&Weak<Uart>>,
+    ended: &Notify,
+) {
+    let mut bytes = [0; INPUT_BYTES];
+    loop {
+        match reader.read(&mut bytes).await {
+            Ok(0) => {
+                ended.notify_one();
+                std::future::pending().await
+            }
+            Ok(count) => {
+                let read = bytes.get(..count).unwrap_or_default();
+                deliver(read, cable, uart).await;
+            }
+            Err(_) => return,
+        }
+    }
+}
+
+/// Gives input to the port as its FIFO has room.
+async fn deliver(mut bytes: &[u8], cable: &SerialCable, uart: Option<&Weak<Uart>>) {
+    while !bytes.is_empty() {
+        let Some(uart) = uart.and_then(Weak::upgrade) else {
+            return;
+        };
+        let taken = uart.receive(bytes);
+        drop(uart);
+        bytes = bytes.get(taken..).unwrap_or_default();
+        if !bytes.is_empty() {
+            cable.input_wanted.notified().await;
+        }
+    }
+}
