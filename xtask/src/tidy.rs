@@ -51,6 +51,7 @@ const LAYERS: &[&[&str]] = &[
         "block-jobs",
         "export-nbd",
         "chardev-backends",
+        "boot-pc",
         "cpu-soft",
         "dev-pc",
     ],

@@ -1,0 +1,188 @@
+//! What a PC finds in memory when it starts, if nobody's firmware puts it there.
+//!
+//! # What it is
+//!
+//! Pure functions: the bytes of files and descriptions of the machine go in; out come pieces of
+//! memory ([`BootImage`]) and the state in which the boot CPU starts ([`Start`]). No files, no
+//! threads, no devices. A board reads the files, calls [`load`], writes the image with
+//! [`BootImage::write_to`], sets the boot CPU to [`Start::state`], and does the last two again
+//! whenever the machine is reset.
+//!
+//! ```
+//! use boot_pc::{BootOptions, MachineLayout, load};
+//! # fn boot(kernel: &[u8], memory: &guest_memory::GuestMemory) -> Result<(), Box<dyn std::error::Error>> {
+//! let layout = MachineLayout::new(128 << 20)?;
+//! let options = BootOptions { command_line: b"console=ttyS0", ..BootOptions::default() };
+//! let image = load(kernel, &options, &layout)?;
+//! image.write_to(memory)?;
+//! let state = &image.start.state; // for Vcpu::set_state
+//! # Ok(()) }
+//! ```
+//!
+//! # Invariants
+//!
+//! * Kernels, initial RAM disks and command lines are a user's files, and may be hostile: what is
+//!   wrong with them is an [`Error`] that says what to do; memory use is bounded by the size of
+//!   what was given ([`MAX_FILE_BYTES`]), since pieces borrow from it.
+//! * The pieces of an image never overlap, and lie in RAM that the layout does not reserve.
+//! * The same input gives the same bytes.
+//!
+//! # Where a new thing goes
+//!
+//! A kernel format: a module beside `linux`, with a line in [`KernelFormat`]. A fixed address in
+//! low memory: the table in [`low_memory`].
+
+mod entry;
+mod image;
+mod layout;
+mod linux;
+pub mod low_memory;
+
+pub use entry::Start;
+pub use image::{BootImage, Piece};
+pub use layout::{E820Entry, E820Kind, MachineLayout, PCI_HOLE_START};
+pub use linux::{EntryMode, LinuxHeader};
+
+/// The most bytes a kernel, an initial RAM disk or a module may have: 4 GiB less one, what their
+/// size fields can say.
+pub const MAX_FILE_BYTES: u64 = 0xffff_ffff;
+
+/// What can be wrong with what is to be booted.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum Error {
+    /// RAM of a size that cannot be.
+    #[error("{0} bytes of RAM: must be whole pages of 4096 bytes, from 1 MiB to 1 TiB; change -m")]
+    RamSize(u64),
+    /// A reserved range that is empty, wraps, or overlaps another one.
+    #[error("reserved range of {bytes:#x} bytes at {start:#x} is empty, wraps or overlaps another")]
+    Reserved {
+        /// Its first address.
+        start: u64,
+        /// Its size.
+        bytes: u64,
+    },
+    /// No format that is known.
+    #[error(
+        "the kernel is neither a bzImage, nor an ELF image with a PVH note or a 64-bit entry, nor \
+         a multiboot image; give one of these to -kernel"
+    )]
+    UnknownKernel,
+    /// The file ends too early.
+    #[error("the kernel ends before its {0}; the file is cut off, fetch it again")]
+    Truncated(&'static str),
+    /// A field of the kernel says what it must not.
+    #[error("the kernel's {field} is {value:#x}: {hint}")]
+    BadField {
+        /// Which.
+        field: &'static str,
+        /// What it says.
+        value: u64,
+        /// What is wrong with that.
+        hint: &'static str,
+    },
+    /// The kernel cannot be entered the way that was asked for.
+    #[error("the kernel has no {0}-bit entry; use the other one")]
+    NoEntry(u8),
+    /// A file that is too large.
+    #[error("{what} has {bytes} bytes; {max} is the most")]
+    FileTooLarge {
+        /// Which.
+        what: &'static str,
+        /// Its size.
+        bytes: u64,
+        /// The limit.
+        max: u64,
+    },
+    /// The command line is too long.
+    #[error("the command line has {bytes} bytes; this kernel takes {max}: shorten -append")]
+    CommandLineTooLong {
+        /// Its length.
+        bytes: usize,
+        /// The limit.
+        max: usize,
+    },
+    /// A zero byte in the command line.
+    #[error("the command line has a zero byte at {0}; remove it")]
+    CommandLineZero(usize),
+    /// Something does not fit into the machine's memory.
+    #[error(
+        "{what} needs {bytes} bytes of free RAM below {limit:#x}; give the machine more with -m"
+    )]
+    NoRoom {
+        /// What.
+        what: &'static str,
+        /// Its size.
+        bytes: u64,
+        /// The first address it must not reach.
+        limit: u64,
+    },
+    /// Something that cannot be moved lies where there is no RAM for it.
+    #[error(
+        "{what} must lie at {start:#x} to {end:#x}, where there is no free RAM; give the machine \
+         more with -m, or use a relocatable kernel"
+    )]
+    FixedPlace {
+        /// What.
+        what: &'static str,
+        /// Its first address.
+        start: u64,
+        /// The address behind it.
+        end: u64,
+    },
+}
+
+/// What a kernel image is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KernelFormat {
+    /// A Linux bzImage, boot protocol 2.02 or later.
+    BzImage,
+}
+
+/// What is handed to a kernel.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct BootOptions<'a> {
+    /// The command line, without a zero at its end.
+    pub command_line: &'a [u8],
+    /// The initial RAM disk. A multiboot kernel gets it as its first module.
+    pub initrd: Option<&'a [u8]>,
+    /// Which entry to use where a kernel has several.
+    pub entry: EntryMode,
+    /// Where the ACPI root pointer lies, for kernels that are told.
+    pub rsdp: Option<guest_memory::GuestPhysAddr>,
+}
+
+/// What a file is, if it is a kernel that [`load`] knows.
+#[must_use]
+pub fn kernel_format(kernel: &[u8]) -> Option<KernelFormat> {
+    linux::is_bzimage(kernel).then_some(KernelFormat::BzImage)
+}
+
+/// Places a kernel and what it is handed into memory.
+///
+/// # Errors
+/// The kernel is of no known format or damaged, or something does not fit into the machine.
+pub fn load<'a>(
+    kernel: &'a [u8],
+    options: &BootOptions<'a>,
+    layout: &MachineLayout,
+) -> Result<BootImage<'a>, Error> {
+    check_file("the kernel", kernel)?;
+    options
+        .initrd
+        .map_or(Ok(()), |initrd| check_file("the initial RAM disk", initrd))?;
+    if let Some(at) = options.command_line.iter().position(|byte| *byte == 0) {
+        return Err(Error::CommandLineZero(at));
+    }
+    match kernel_format(kernel).ok_or(Error::UnknownKernel)? {
+        KernelFormat::BzImage => linux::load(kernel, options, layout),
+    }
+}
+
+fn check_file(what: &'static str, file: &[u8]) -> Result<(), Error> {
+    let bytes = file.len() as u64;
+    if bytes > MAX_FILE_BYTES {
+        let max = MAX_FILE_BYTES;
+        return Err(Error::FileTooLarge { what, bytes, max });
+    }
+    Ok(())
+}
