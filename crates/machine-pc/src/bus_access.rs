@@ -18,7 +18,7 @@ impl AddressSpace for IoMap {
     }
 }
 
-impl<T: IoHandler> AddressSpace for T {
+impl AddressSpace for dyn IoHandler + '_ {
     fn read(&self, address: u64, width: Width) -> u64 {
         IoHandler::read(self, address, width)
     }
@@ -106,14 +106,11 @@ mod tests {
     #[test]
     fn odd_lengths_are_cut() {
         let bytes = Bytes::default();
-        assert_eq!(read(&bytes, 0, 7), 0x16_1514_1312_1110);
-        assert_eq!(read(&bytes, 1, 3), 0x13_1211);
-        write(&bytes, 0, 7, 0x16_1514_1312_1110);
+        assert_eq!(read(&bytes as &dyn IoHandler, 0, 7), 0x16_1514_1312_1110);
+        assert_eq!(read(&bytes as &dyn IoHandler, 1, 3), 0x13_1211);
+        write(&bytes as &dyn IoHandler, 0, 7, 0x16_1514_1312_1110);
         let written = std::mem::take(&mut *bytes.0.lock());
-        assert_eq!(
-            written,
-            [(0, 4, 0x1312_1110), (4, 2, 0x1514), (6, 1, 0x16)]
-        );
+        assert_eq!(written, [(0, 4, 0x1312_1110), (4, 2, 0x1514), (6, 1, 0x16)]);
     }
 
     #[test]

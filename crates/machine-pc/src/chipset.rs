@@ -105,7 +105,13 @@ fn controllers(around: &ChipsetSurroundings) -> Controllers {
                 id: cpu.index(),
                 bootstrap: cpu.index() == 0,
             };
-            LocalApic::new(place, &bus, cpu.clone(), Arc::new(NoDeadline), &around.clock)
+            LocalApic::new(
+                place,
+                &bus,
+                cpu.clone(),
+                Arc::new(NoDeadline),
+                &around.clock,
+            )
         })
         .collect();
     // The 8259's output goes to LINT0 of every processor, whose registers say who listens.
@@ -134,7 +140,8 @@ fn controllers(around: &ChipsetSurroundings) -> Controllers {
 
 /// A source on an ISA IRQ.
 fn share(irqs: &[IrqLine; 16], irq: usize) -> IrqLine {
-    irqs.get(irq).map_or_else(IrqLine::unconnected, IrqLine::share)
+    irqs.get(irq)
+        .map_or_else(IrqLine::unconnected, IrqLine::share)
 }
 
 impl Chipset {
@@ -165,7 +172,9 @@ impl Chipset {
     }
 
     /// What both boards have: interrupt controllers, timers, clock, fw_cfg.
-    fn common(around: &ChipsetSurroundings) -> Result<(Self, Arc<ApicBus>, [Arc<IrqGate>; 2]), MachineError> {
+    fn common(
+        around: &ChipsetSurroundings,
+    ) -> Result<(Self, Arc<ApicBus>, [Arc<IrqGate>; 2]), MachineError> {
         let Controllers {
             apics,
             bus,
@@ -237,7 +246,12 @@ impl Chipset {
             a20: a20.share(),
         };
         let i8042 = I8042::new(lines, around.machine.clone());
-        chips.place("i8042-data", 0x60, 1, IoPart::new(i8042.clone(), I8042Part::Data))?;
+        chips.place(
+            "i8042-data",
+            0x60,
+            1,
+            IoPart::new(i8042.clone(), I8042Part::Data),
+        )?;
         let command = IoPart::new(i8042.clone(), I8042Part::Command);
         chips.place("i8042-cmd", 0x64, 1, command)?;
         let port92 = Port92::new(a20, around.machine.clone());
@@ -276,8 +290,7 @@ impl Chipset {
         i8042: Arc<I8042>,
     ) -> Result<(), MachineError> {
         let router = PirqRouter::new(&self.irqs);
-        let pirqs: [IrqLine; 4] =
-            [0, 1, 2, 3].map(|pirq| IrqLine::new(router.clone(), pirq));
+        let pirqs: [IrqLine; 4] = [0, 1, 2, 3].map(|pirq| IrqLine::new(router.clone(), pirq));
         let (ports, memory) = (self.ports.clone(), self.memory.clone());
         let bus = PciBus::new(ports, memory, self.msi.clone(), pirqs);
         let machine = || around.machine.clone();
@@ -295,8 +308,18 @@ impl Chipset {
             plugged.map_err(|_| MachineError::SlotTaken(slot))?;
         }
         let config = PciConfigPorts::new(bus.clone(), piix3);
-        self.place("pci-conf-idx", 0xcf8, 4, IoPart::new(config.clone(), ConfigPart::Address))?;
-        self.place("pci-conf-data", 0xcfc, 4, IoPart::new(config.clone(), ConfigPart::Data))?;
+        self.place(
+            "pci-conf-idx",
+            0xcf8,
+            4,
+            IoPart::new(config.clone(), ConfigPart::Address),
+        )?;
+        self.place(
+            "pci-conf-data",
+            0xcfc,
+            4,
+            IoPart::new(config.clone(), ConfigPart::Data),
+        )?;
         self.place("apm", 0xb2, 2, pm.handler(PmPart::Apm))?;
         self.place("acpi-gpe0", 0xafe0, 4, pm.handler(PmPart::Gpe))?;
         let hotplug = PciHotplug::new(around.ejection.clone());
@@ -321,7 +344,8 @@ impl Chipset {
             return;
         }
         for (index, apic) in self.apics.iter().enumerate() {
-            let write = |offset, value| IoHandler::write(apic.as_ref(), offset, Width::Dword, value);
+            let write =
+                |offset, value| IoHandler::write(apic.as_ref(), offset, Width::Dword, value);
             // On, spurious vector 0xff; the processor that boots listens to the 8259 and takes NMIs.
             write(0xf0, 0x1ff);
             write(0x350, if index == 0 { 0x700 } else { 0x1_0700 });
@@ -340,7 +364,9 @@ impl Chipset {
         let routes = u32::from_le_bytes(PIRQ_IRQS);
         dword(1 << 3, 0x60, u64::from(routes));
         // IRQs of PCI are level-triggered at the 8259s.
-        let levels = PIRQ_IRQS.iter().fold(0_u64, |levels, irq| levels | 1 << irq);
+        let levels = PIRQ_IRQS
+            .iter()
+            .fold(0_u64, |levels, irq| levels | 1 << irq);
         self.ports.write(0x4d0, Width::Word, levels);
         crate::pci_setup::assign(&pci.bus);
     }

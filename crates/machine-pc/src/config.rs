@@ -3,6 +3,7 @@
 use device::{Clock, WallClock};
 
 use crate::board::Board;
+use crate::guest_file::GuestFile;
 use crate::run_state::Actions;
 
 /// Processors, and how many there may be.
@@ -64,17 +65,17 @@ impl AcceleratorKind {
     }
 }
 
-/// What the guest starts with. Bytes, since whoever reads files knows which he may.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// What the guest starts with.
+#[derive(Clone, Debug, Default)]
 pub struct Payload {
     /// bzImage, PVH ELF or multiboot ELF.
-    pub kernel: Option<Vec<u8>>,
+    pub kernel: Option<GuestFile>,
     /// The initial RAM disk.
-    pub initrd: Option<Vec<u8>>,
+    pub initrd: Option<GuestFile>,
     /// The kernel's command line.
     pub command_line: String,
     /// Firmware that starts at the reset vector.
-    pub firmware: Option<Vec<u8>>,
+    pub firmware: Option<GuestFile>,
 }
 
 /// A machine.
@@ -113,7 +114,9 @@ impl MachineConfig {
             RtcBase::Utc => WallClock::Host,
             RtcBase::UnixSeconds(seconds) => WallClock::Guest {
                 clock: clock.clone(),
-                epoch_unix_ns: u64::try_from(seconds).unwrap_or(0).saturating_mul(1_000_000_000),
+                start_unix_ns: u64::try_from(seconds)
+                    .unwrap_or(0)
+                    .saturating_mul(1_000_000_000),
             },
         };
         (clock, wall)

@@ -9,9 +9,11 @@ use tokio::sync::watch;
 use vcpu::VcpuState;
 
 use crate::assembly::{self, Assembled};
+use crate::boot;
 use crate::chipset::Chipset;
 use crate::config::MachineConfig;
 use crate::cpu_thread::CpuShared;
+use crate::devices::{DeviceServices, Plugged};
 use crate::error::MachineError;
 use crate::events;
 use crate::machine::{ExitStatus, Requests};
@@ -34,7 +36,7 @@ pub trait Pausable: Send + Sync {
 pub struct Control {
     pub(crate) config: MachineConfig,
     pub(crate) events: Arc<dyn EventSink>,
-    pub(crate) runtime: tokio::runtime::Handle,
+    pub(crate) services: DeviceServices,
     pub(crate) requests: Arc<Requests>,
     end: watch::Sender<Option<ExitStatus>>,
     state: RunState,
@@ -42,18 +44,18 @@ pub struct Control {
     pub(crate) memory: Option<Arc<GuestMemory>>,
     pub(crate) chips: Option<Chipset>,
     pub(crate) cpus: Vec<Arc<CpuShared>>,
-    /// What is written to memory at each reset, and where the first processor then begins.
-    boot: Option<crate::boot::BootImage>,
     pub(crate) pausables: Vec<Arc<dyn Pausable>>,
-    /// The guest has been started at least once.
-    started: bool,
+    pub(crate) devices: Vec<Plugged>,
+    pub(crate) next_device_number: usize,
+    /// The power is on: devices that come now come while a guest may be running.
+    powered: bool,
 }
 
 impl Control {
     pub(crate) fn new(
         config: MachineConfig,
         events: Arc<dyn EventSink>,
-        runtime: tokio::runtime::Handle,
+        services: DeviceServices,
         requests: Arc<Requests>,
         end: watch::Sender<Option<ExitStatus>>,
     ) -> Result<Self, MachineError> {
@@ -67,7 +69,7 @@ impl Control {
         Ok(Self {
             config,
             events,
-            runtime,
+            services,
             requests,
             end,
             state: RunState::Prelaunch,
@@ -75,9 +77,10 @@ impl Control {
             memory,
             chips,
             cpus,
-            boot: None,
             pausables: Vec::new(),
-            started: false,
+            devices: Vec::new(),
+            next_device_number: 0,
+            powered: false,
         })
     }
 
@@ -85,6 +88,12 @@ impl Control {
     #[must_use]
     pub fn state(&self) -> RunState {
         self.state
+    }
+
+    /// Whether the machine has been switched on.
+    #[must_use]
+    pub fn is_powered(&self) -> bool {
+        self.powered
     }
 
     fn become_state(&mut self, next: RunState) -> Result<(), IllegalTransition> {
@@ -132,6 +141,7 @@ impl Control {
     /// # Errors
     /// What the guest starts with does not fit.
     pub fn power_on(&mut self) -> Result<(), MachineError> {
+        self.powered = true;
         self.reset_all(ResetKind::PowerOn)
     }
 
@@ -140,15 +150,12 @@ impl Control {
             return Ok(());
         };
         let with_firmware = self.config.payload.firmware.is_some();
-        chips.reset(kind, with_firmware);
-        if self.boot.is_none() {
-            self.boot = Some(crate::boot::prepare(&self.config, chips, memory)?);
+        for device in &self.devices {
+            device.made.device.reset(kind);
         }
-        let start = match &self.boot {
-            Some(boot) => boot.load(memory)?,
-            None => None,
-        };
-        self.start_cpus_at(start);
+        chips.reset(kind, with_firmware);
+        let start = boot::load(&self.config, memory)?;
+        self.start_cpus_at(start.map(Box::new));
         Ok(())
     }
 
@@ -183,7 +190,6 @@ impl Control {
             return Ok(());
         }
         self.enter(RunState::Running);
-        self.started = true;
         events::resume(&*self.events);
         self.go();
         Ok(())
@@ -213,7 +219,8 @@ impl Control {
     pub fn shutdown(&mut self, cause: ShutdownCause) {
         events::shutdown(&*self.events, cause);
         // Whoever is outside wants the end of the program, whatever guests' own wishes lead to.
-        let stays = self.config.actions.shutdown == ShutdownAction::Pause && events::is_guests(cause);
+        let stays =
+            self.config.actions.shutdown == ShutdownAction::Pause && events::is_guests(cause);
         if stays {
             self.stop(RunState::Shutdown);
         } else {
@@ -258,11 +265,9 @@ impl Control {
         if let Some(pci) = &chips.pci {
             pci.pm.wake(dev_pc::acpi_pm::WakeReason::Other);
         }
-        let start = match (&self.boot, &self.memory) {
-            (Some(boot), Some(memory)) => boot.wake_state(memory),
-            _ => None,
-        };
-        self.start_cpus_at(start);
+        let memory = self.memory.as_deref();
+        let start = memory.and_then(|memory| boot::wake_state(&self.config, memory));
+        self.start_cpus_at(start.map(Box::new));
         self.enter(RunState::Running);
         events::wakeup(&*self.events);
         self.go();

@@ -11,7 +11,7 @@ use std::sync::mpsc;
 
 use dev_pc::apic::{CpuPort, CpuSignal, LocalApic, Pending};
 use dev_pc::pic::Pic;
-use device::{IoMap, MachineRequest, MachineSink, ResetKind};
+use device::{IoHandler, IoMap, MachineRequest, MachineSink, ResetKind};
 use guest_memory::GuestPhysAddr;
 use parking_lot::{Condvar, Mutex};
 use vcpu::{Completion, Exit, Kicker, Segment, SegmentRegister, Vcpu, VcpuError, VcpuState};
@@ -443,42 +443,43 @@ impl CpuThread {
             exit,
             Exit::Halt | Exit::Shutdown | Exit::InterruptWindow | Exit::Kicked
         );
-        let completion = match exit {
-            Exit::PortIn { port, size, count } => Some(Completion::PortIn(
-                bus_access::read_ports(&self.around.ports, port, size, count),
-            )),
-            Exit::PortOut { port, size, data } => {
-                bus_access::write_ports(&self.around.ports, port, size, &data);
-                None
-            }
-            Exit::MmioRead { addr, len } => Some(Completion::Mmio(self.read_memory(addr, len))),
-            Exit::MmioWrite { addr, len, data } => {
-                self.write_memory(addr, len, data);
-                None
-            }
-            Exit::MsrRead { index } => Some(msr::read(&self.around.apic, index)),
-            Exit::MsrWrite { index, value } => {
-                // The APIC's priority may have changed, so an interrupt may have become possible.
-                self.interrupt = true;
-                Some(msr::write(&self.around.apic, index, value))
-            }
-            Exit::TaskPriority(value) => {
-                self.around.apic.set_cr8(value);
-                self.interrupt = true;
-                None
-            }
-            Exit::Halt => {
-                self.shared.halted.store(true, Ordering::Relaxed);
-                None
-            }
-            Exit::Shutdown => {
-                self.dead = true;
-                let reset = MachineRequest::Reset(ResetKind::System);
-                self.around.machine.request(reset);
-                None
-            }
-            Exit::InterruptWindow | Exit::Kicked => None,
-        };
+        let completion =
+            match exit {
+                Exit::PortIn { port, size, count } => Some(Completion::PortIn(
+                    bus_access::read_ports(&self.around.ports, port, size, count),
+                )),
+                Exit::PortOut { port, size, data } => {
+                    bus_access::write_ports(&self.around.ports, port, size, &data);
+                    None
+                }
+                Exit::MmioRead { addr, len } => Some(Completion::Mmio(self.read_memory(addr, len))),
+                Exit::MmioWrite { addr, len, data } => {
+                    self.write_memory(addr, len, data);
+                    None
+                }
+                Exit::MsrRead { index } => Some(msr::read(&self.around.apic, index)),
+                Exit::MsrWrite { index, value } => {
+                    // The APIC's priority may have changed, so an interrupt may have become possible.
+                    self.interrupt = true;
+                    Some(msr::write(&self.around.apic, index, value))
+                }
+                Exit::TaskPriority(value) => {
+                    self.around.apic.set_cr8(value);
+                    self.interrupt = true;
+                    None
+                }
+                Exit::Halt => {
+                    self.shared.halted.store(true, Ordering::Relaxed);
+                    None
+                }
+                Exit::Shutdown => {
+                    self.dead = true;
+                    let reset = MachineRequest::Reset(ResetKind::System);
+                    self.around.machine.request(reset);
+                    None
+                }
+                Exit::InterruptWindow | Exit::Kicked => None,
+            };
         if let Some(completion) = completion
             && let Err(error) = self.vcpu.complete(completion)
         {
@@ -495,7 +496,9 @@ impl CpuThread {
 
     fn read_memory(&self, addr: GuestPhysAddr, len: u8) -> u64 {
         match self.apic_offset(addr) {
-            Some(offset) => bus_access::read(self.around.apic.as_ref(), offset, len),
+            Some(offset) => {
+                bus_access::read(self.around.apic.as_ref() as &dyn IoHandler, offset, len)
+            }
             None => bus_access::read(self.around.memory.as_ref(), addr.0, len),
         }
     }
@@ -503,7 +506,12 @@ impl CpuThread {
     fn write_memory(&mut self, addr: GuestPhysAddr, len: u8, data: u64) {
         match self.apic_offset(addr) {
             Some(offset) => {
-                bus_access::write(self.around.apic.as_ref(), offset, len, data);
+                bus_access::write(
+                    self.around.apic.as_ref() as &dyn IoHandler,
+                    offset,
+                    len,
+                    data,
+                );
                 self.interrupt = true;
             }
             None => bus_access::write(self.around.memory.as_ref(), addr.0, len, data),

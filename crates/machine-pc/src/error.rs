@@ -35,6 +35,14 @@ pub enum MachineError {
         /// Why.
         reason: String,
     },
+    /// What is to be booted cannot be.
+    #[error("could not load kernel '{path}': {source}")]
+    Boot {
+        /// The kernel's path.
+        path: String,
+        /// Why.
+        source: boot_pc::Error,
+    },
     /// Something in the configuration that cannot be.
     #[error("{0}")]
     Config(String),

@@ -14,6 +14,7 @@ use tokio::sync::{oneshot, watch};
 use crate::config::MachineConfig;
 use crate::control::Control;
 use crate::cpu_thread::CpuShared;
+use crate::devices::DeviceServices;
 use crate::error::MachineError;
 
 /// Work for the machine's thread.
@@ -81,7 +82,7 @@ impl Machine {
     pub fn new(
         config: MachineConfig,
         events: Arc<dyn EventSink>,
-        runtime: tokio::runtime::Handle,
+        services: DeviceServices,
     ) -> Result<Self, MachineError> {
         let (sender, receiver) = channel();
         let (end, ended) = watch::channel(None);
@@ -90,7 +91,7 @@ impl Machine {
             sender: sender.clone(),
             cpus: Mutex::default(),
         });
-        let control = Control::new(config, events, runtime, requests, end)?;
+        let control = Control::new(config, events, services, requests, end)?;
         let thread = std::thread::Builder::new()
             .name("machine".to_owned())
             .spawn(move || live(control, &receiver))
@@ -127,7 +128,10 @@ impl Machine {
     pub async fn ended(&self) -> ExitStatus {
         let mut ended = self.ended.clone();
         let status = ended.wait_for(Option::is_some).await;
-        status.ok().and_then(|status| *status).unwrap_or(ExitStatus(0))
+        status
+            .ok()
+            .and_then(|status| *status)
+            .unwrap_or(ExitStatus(0))
     }
 
     /// Stops the processors and ends all threads. Blocks until they have ended.

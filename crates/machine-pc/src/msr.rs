@@ -12,8 +12,19 @@ const X2APIC: std::ops::RangeInclusive<u32> = 0x800..=0x8ff;
 /// enables (0x1a0), debug control (0x1d9), and AMD's system and hardware configuration, NB configuration, patch level,
 /// and DE_CFG.
 const SILENT: &[u32] = &[
-    0x17, 0x3a, 0x8b, 0x179, 0x17a, 0x17b, 0x1a0, 0x1d9, 0xc001_0010, 0xc001_0015, 0xc001_001f,
-    0xc001_0055, 0xc001_1029,
+    0x17,
+    0x3a,
+    0x8b,
+    0x179,
+    0x17a,
+    0x17b,
+    0x1a0,
+    0x1d9,
+    0xc001_0010,
+    0xc001_0015,
+    0xc001_001f,
+    0xc001_0055,
+    0xc001_1029,
 ];
 
 /// Reads an MSR that the CPU does not keep itself.

@@ -52,8 +52,20 @@ fn length_of(bus: &PciBus, devfn: u8, offset: u8) -> (u64, bool, bool) {
     write(bus, devfn, offset, old);
     let ports = mask & 1 != 0;
     let wide = !ports && mask & 6 == 4;
-    let bits = if ports { mask & 0xfffc } else { mask & 0xffff_fff0 };
-    (if bits == 0 { 0 } else { bits & bits.wrapping_neg() }, ports, wide)
+    let bits = if ports {
+        mask & 0xfffc
+    } else {
+        mask & 0xffff_fff0
+    };
+    (
+        if bits == 0 {
+            0
+        } else {
+            bits & bits.wrapping_neg()
+        },
+        ports,
+        wide,
+    )
 }
 
 fn wanted(bus: &PciBus, devfn: u8) -> Vec<Wanted> {
@@ -118,7 +130,10 @@ fn place(bus: &PciBus, wanted: Wanted, memory: &mut u64, ports: &mut u64) {
         (memory, MEMORY_END)
     };
     let start = next.next_multiple_of(wanted.length);
-    let Some(last) = start.checked_add(wanted.length - 1).filter(|last| *last <= end) else {
+    let Some(last) = start
+        .checked_add(wanted.length - 1)
+        .filter(|last| *last <= end)
+    else {
         tracing::warn!(
             slot = wanted.devfn >> 3,
             length = wanted.length,

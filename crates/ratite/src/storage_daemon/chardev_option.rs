@@ -1,9 +1,9 @@
 //! `--chardev`: the flat form that QEMU's command line has for chardevs, and JSON.
 
-use std::collections::BTreeMap;
-
 use api::{ChardevAddArgs, ChardevBackend, QmpError};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
+
+use crate::flat_options::Flat;
 
 /// Reads the option's text: an id and a backend.
 ///
@@ -13,7 +13,7 @@ pub(crate) fn parse(text: &str) -> Result<ChardevAddArgs, QmpError> {
     if text.starts_with('{') {
         return api::keyval::Options::parse(text, None)?.read();
     }
-    let mut flat = Flat::parse(text)?;
+    let mut flat = Flat::parse(text, "backend")?;
     let id = flat
         .take("id")
         .ok_or_else(|| QmpError::generic("chardev: no id specified"))?;
@@ -55,127 +55,6 @@ pub(crate) fn parse(text: &str) -> Result<ChardevAddArgs, QmpError> {
     flat.end()?;
     let backend: ChardevBackend = api::from_json(json!({"type": backend, "data": data}))?;
     Ok(ChardevAddArgs { id, backend })
-}
-
-/// Keys and values as given, commas in values written twice.
-struct Flat {
-    values: BTreeMap<String, String>,
-}
-
-impl Flat {
-    fn parse(text: &str) -> Result<Self, QmpError> {
-        let mut values = BTreeMap::new();
-        for (index, part) in split_commas(text).into_iter().enumerate() {
-            let (key, value) = match part.split_once('=') {
-                Some((key, value)) => (key.to_owned(), value.to_owned()),
-                None if index == 0 => ("backend".to_owned(), part),
-                // The short form of a switch: `server`, `nowait`.
-                None => match part.strip_prefix("no") {
-                    Some(key) if matches!(key, "wait" | "delay" | "server") => {
-                        (key.to_owned(), "off".to_owned())
-                    }
-                    _ => (part, "on".to_owned()),
-                },
-            };
-            values.insert(key, value);
-        }
-        Ok(Self { values })
-    }
-
-    fn take(&mut self, key: &str) -> Option<String> {
-        self.values.remove(key)
-    }
-
-    fn required(&mut self, backend: &str, key: &str, what: &str) -> Result<String, QmpError> {
-        let missing = || QmpError::generic(format!("chardev: {backend}: {what}"));
-        self.take(key).ok_or_else(missing)
-    }
-
-    fn switch(&mut self, key: &str) -> Result<Option<Value>, QmpError> {
-        match self.take(key).as_deref() {
-            None => Ok(None),
-            Some("on") => Ok(Some(true.into())),
-            Some("off") => Ok(Some(false.into())),
-            Some(_) => Err(QmpError::invalid_parameter_value(key, "'on' or 'off'")),
-        }
-    }
-
-    fn size(&mut self, key: &str) -> Result<Option<Value>, QmpError> {
-        let Some(text) = self.take(key) else {
-            return Ok(None);
-        };
-        match api::keyval::parse_size(&text) {
-            Some(size) => Ok(Some(size.into())),
-            None => Err(QmpError::invalid_parameter_value(
-                key,
-                "a non-negative number below 2^64",
-            )),
-        }
-    }
-
-    fn number(&mut self, key: &str) -> Result<Option<Value>, QmpError> {
-        let Some(text) = self.take(key) else {
-            return Ok(None);
-        };
-        match text.parse::<u64>() {
-            Ok(number) => Ok(Some(number.into())),
-            Err(_) => Err(QmpError::invalid_parameter_value(key, "a number")),
-        }
-    }
-
-    /// An object of fixed members, switches of the same name, and texts under another name.
-    fn object(
-        &mut self,
-        fixed: &[(&str, Option<Value>)],
-        switches: &[&str],
-        texts: &[(&str, &str)],
-    ) -> Result<Value, QmpError> {
-        let mut object = Map::new();
-        for (name, value) in fixed {
-            if let Some(value) = value {
-                object.insert((*name).to_owned(), value.clone());
-            }
-        }
-        for name in switches {
-            if let Some(value) = self.switch(name)? {
-                object.insert((*name).to_owned(), value);
-            }
-        }
-        for (key, name) in texts {
-            if let Some(text) = self.take(key) {
-                object.insert((*name).to_owned(), text.into());
-            }
-        }
-        Ok(Value::Object(object))
-    }
-
-    /// Nothing may be left over.
-    fn end(self) -> Result<(), QmpError> {
-        match self.values.keys().next() {
-            None => Ok(()),
-            Some(key) => Err(QmpError::generic(format!("Invalid parameter '{key}'"))),
-        }
-    }
-}
-
-/// Splits at single commas; double ones stand for one in a value.
-fn split_commas(text: &str) -> Vec<String> {
-    let mut parts = vec![String::new()];
-    let mut chars = text.chars().peekable();
-    while let Some(c) = chars.next() {
-        if c == ',' && chars.peek() != Some(&',') {
-            parts.push(String::new());
-            continue;
-        }
-        if c == ',' {
-            chars.next();
-        }
-        if let Some(last) = parts.last_mut() {
-            last.push(c);
-        }
-    }
-    parts.retain(|part| !part.is_empty());
-    parts
 }
 
 fn socket(flat: &mut Flat) -> Result<Value, QmpError> {

@@ -1,0 +1,141 @@
+//! From a configuration to a machine's parts.
+
+use std::sync::Arc;
+
+use cpu_soft::{Model, SoftAccelerator};
+use dev_pc::pci_hotplug::Ejection;
+use device::{Clock, MachineSink};
+use guest_memory::GuestMemory;
+use vcpu::Accelerator;
+
+use crate::board::Chips;
+use crate::boot;
+use crate::chipset::{Chipset, ChipsetSurroundings};
+use crate::config::{AcceleratorKind, MachineConfig};
+use crate::cpu_thread::{self, CpuShared, CpuSurroundings};
+use crate::error::MachineError;
+use crate::machine::Requests;
+use crate::memory::{self, MAX_FIRMWARE_BYTES, MIN_RAM_BYTES, MemoryDma};
+
+/// The parts of a machine.
+pub(crate) struct Assembled {
+    pub(crate) clock: Clock,
+    pub(crate) memory: Option<Arc<GuestMemory>>,
+    pub(crate) chips: Option<Chipset>,
+    pub(crate) cpus: Vec<Arc<CpuShared>>,
+}
+
+/// Takes what the guest has let go of.
+struct Ejected;
+
+impl Ejection for Ejected {
+    fn eject(&self, _slot: u8) {}
+}
+
+fn check(config: &MachineConfig) -> Result<(), MachineError> {
+    let (cpus, max) = (config.topology.cpus, config.board.max_cpus);
+    if cpus == 0 || cpus > max {
+        return Err(MachineError::Config(format!(
+            "Invalid SMP CPUs {cpus}. The max CPUs supported by machine '{}' is {max}",
+            config.board.name
+        )));
+    }
+    if config.ram_bytes < MIN_RAM_BYTES {
+        return Err(MachineError::Config(format!(
+            "the machine needs at least {MIN_RAM_BYTES} bytes of RAM"
+        )));
+    }
+    Ok(())
+}
+
+/// Makes all parts; processors' threads stand.
+pub(crate) fn assemble(
+    config: &MachineConfig,
+    requests: &Arc<Requests>,
+) -> Result<Assembled, MachineError> {
+    let (clock, wall) = config.clocks();
+    if config.board.chips == Chips::None {
+        return Ok(Assembled {
+            clock,
+            memory: None,
+            chips: None,
+            cpus: Vec::new(),
+        });
+    }
+    check(config)?;
+    let firmware = firmware(config)?;
+    let (memory, low_memory) = memory::build(config.ram_bytes, firmware.as_deref())?;
+    let cpus: Vec<Arc<CpuShared>> = (0..config.topology.cpus).map(CpuShared::new).collect();
+    let around = ChipsetSurroundings {
+        clock: clock.clone(),
+        wall,
+        dma: Arc::new(MemoryDma(Arc::clone(&memory))),
+        low_memory,
+        machine: Arc::clone(requests) as Arc<dyn MachineSink>,
+        ejection: Arc::new(Ejected),
+        cpus: cpus.clone(),
+    };
+    let chips = match config.board.chips {
+        Chips::Microvm => Chipset::microvm(&around)?,
+        _ => Chipset::pc(&around)?,
+    };
+    if config.accelerator == AcceleratorKind::Tcg {
+        start_cpus(config, &memory, &chips, &cpus, requests)?;
+    }
+    Ok(Assembled {
+        clock,
+        memory: Some(memory),
+        chips: Some(chips),
+        cpus,
+    })
+}
+
+fn firmware(config: &MachineConfig) -> Result<Option<Vec<u8>>, MachineError> {
+    let Some(file) = &config.payload.firmware else {
+        return Ok(None);
+    };
+    let image = boot::read("firmware", file)?;
+    let bytes = image.len() as u64;
+    if bytes == 0 || bytes > MAX_FIRMWARE_BYTES || !bytes.is_multiple_of(0x1_0000) {
+        return Err(MachineError::Image {
+            what: "firmware",
+            path: file.path().to_owned(),
+            reason: format!(
+                "its size, {bytes} bytes, is not a multiple of 64 KiB up to {MAX_FIRMWARE_BYTES}"
+            ),
+        });
+    }
+    Ok(Some(image.into_owned()))
+}
+
+fn start_cpus(
+    config: &MachineConfig,
+    memory: &Arc<GuestMemory>,
+    chips: &Chipset,
+    cpus: &[Arc<CpuShared>],
+    requests: &Arc<Requests>,
+) -> Result<(), MachineError> {
+    let model = Model::by_name(&config.cpu_model).ok_or_else(|| {
+        MachineError::Config(format!(
+            "unable to find CPU model '{}'; there are qemu64 and max",
+            config.cpu_model
+        ))
+    })?;
+    let accelerator = SoftAccelerator::new(Arc::clone(memory));
+    for (cpu, apic) in cpus.iter().zip(&chips.apics) {
+        let table = cpu_soft::table(model, cpu.index(), config.topology.cpus);
+        let vcpu = accelerator.create_vcpu(cpu.index(), table)?;
+        let around = CpuSurroundings {
+            ports: Arc::clone(&chips.ports),
+            memory: Arc::clone(&chips.memory),
+            apic: Arc::clone(apic),
+            pic: Some(Arc::clone(&chips.pic)),
+            machine: Arc::clone(requests) as Arc<dyn MachineSink>,
+        };
+        cpu_thread::start(cpu, around, vcpu).map_err(|source| MachineError::Thread {
+            what: "a vCPU",
+            source,
+        })?;
+    }
+    Ok(())
+}

@@ -1,0 +1,173 @@
+//! Devices that users add: `-device`, `device_add`.
+//!
+//! [`KINDS`] is the registry: a kind has a name, a bus, properties, and a function that makes the device and connects
+//! it. What a device is made over (chardevs, nodes, threads) comes with [`DeviceServices`].
+
+mod isa;
+mod properties;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use api::QmpError;
+use chardev::ChardevRegistry;
+use device::{Device, IoHandler};
+use serde_json::Value;
+
+pub use properties::{Properties, PropertySpec};
+
+use crate::control::Control;
+use crate::serial::SerialCable;
+
+/// What devices are made over.
+#[derive(Clone)]
+pub struct DeviceServices {
+    /// The chardevs.
+    pub chardevs: Arc<ChardevRegistry>,
+    /// Where frontends of chardevs are served.
+    pub runtime: tokio::runtime::Handle,
+}
+
+/// Where devices of a kind sit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BusKind {
+    /// Fixed ports.
+    Isa,
+    /// A PCI slot.
+    Pci,
+}
+
+impl BusKind {
+    /// Its type's name.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Isa => "ISA",
+            Self::Pci => "PCI",
+        }
+    }
+}
+
+/// A kind of device.
+pub struct DeviceKind {
+    /// Its name: the type of the objects.
+    pub name: &'static str,
+    /// Its group in `-device help`.
+    pub category: &'static str,
+    /// What people read.
+    pub description: &'static str,
+    /// Where it sits.
+    pub bus: BusKind,
+    /// Whether one may come and go while the guest runs.
+    pub hotpluggable: bool,
+    /// Its properties.
+    pub properties: &'static [PropertySpec],
+    make: fn(&mut Control, &mut Properties) -> Result<Made, QmpError>,
+}
+
+/// Every kind that can be added.
+pub const KINDS: &[&DeviceKind] = &[
+    &isa::SERIAL,
+    &isa::DEBUG_CONSOLE,
+    &isa::DEBUG_EXIT,
+    &isa::PVPANIC,
+];
+
+/// A device that was made and connected.
+pub(crate) struct Made {
+    /// What is reset and saved.
+    pub(crate) device: Arc<dyn Device>,
+    /// Output that is to be delivered before the program ends.
+    pub(crate) cable: Option<Arc<SerialCable>>,
+}
+
+/// A device that is there.
+pub struct Plugged {
+    /// Its id, if its maker gave one.
+    pub id: Option<String>,
+    /// Its place among those without an id.
+    pub number: usize,
+    /// Its kind.
+    pub kind: &'static DeviceKind,
+    /// The properties it was made with.
+    pub properties: BTreeMap<String, Value>,
+    pub(crate) made: Made,
+}
+
+impl DeviceKind {
+    /// The kind of this name.
+    #[must_use]
+    pub fn find(name: &str) -> Option<&'static Self> {
+        KINDS.iter().copied().find(|kind| kind.name == name)
+    }
+}
+
+impl Control {
+    /// Makes a device.
+    ///
+    /// # Errors
+    /// In the words of `device_add`.
+    pub fn add_device(
+        &mut self,
+        driver: &str,
+        id: Option<String>,
+        properties: BTreeMap<String, Value>,
+    ) -> Result<(), QmpError> {
+        let Some(kind) = DeviceKind::find(driver) else {
+            return Err(QmpError::generic(format!(
+                "'{driver}' is not a valid device model name"
+            )));
+        };
+        if let Some(id) = &id {
+            if !api::is_well_formed_id(id) {
+                return Err(QmpError::generic("Parameter 'id' expects an identifier"));
+            }
+            if self
+                .devices
+                .iter()
+                .any(|device| device.id.as_ref() == Some(id))
+            {
+                return Err(QmpError::generic(format!("Duplicate device ID '{id}'")));
+            }
+        }
+        if self.chips.is_none() {
+            return Err(QmpError::generic(format!(
+                "No '{}' bus found for device '{driver}'",
+                kind.bus.as_str()
+            )));
+        }
+        if self.is_powered() && !kind.hotpluggable {
+            return Err(QmpError::generic(format!(
+                "Device '{driver}' does not support hotplugging"
+            )));
+        }
+        let mut reader = Properties::new(kind, properties.clone());
+        let made = (kind.make)(self, &mut reader)?;
+        reader.end()?;
+        let number = self.next_device_number;
+        self.next_device_number += 1;
+        self.devices.push(Plugged {
+            id,
+            number,
+            kind,
+            properties,
+            made,
+        });
+        Ok(())
+    }
+
+    /// Puts a handler of an ISA device at ports.
+    pub(crate) fn place_isa(
+        &self,
+        name: &str,
+        start: u64,
+        length: u64,
+        handler: Arc<dyn IoHandler>,
+    ) -> Result<(), QmpError> {
+        let Some(chips) = &self.chips else {
+            return Err(QmpError::generic("this machine has no ISA bus"));
+        };
+        let placed = chips.place(name, start, length, handler);
+        placed.map_err(|error| QmpError::generic(error.to_string()))
+    }
+}

@@ -1,0 +1,80 @@
+//! What clients hear of the machine.
+
+use api::{Event, EventSink, GuestPanicAction, ShutdownCause};
+
+use crate::run_state::{PanicAction, WatchdogAction};
+
+/// Whether the guest itself is behind it.
+pub(crate) fn is_guests(cause: ShutdownCause) -> bool {
+    matches!(
+        cause,
+        ShutdownCause::GuestShutdown | ShutdownCause::GuestReset | ShutdownCause::GuestPanic
+    )
+}
+
+pub(crate) fn stop(events: &dyn EventSink) {
+    events.emit(Event::Stop);
+}
+
+pub(crate) fn resume(events: &dyn EventSink) {
+    events.emit(Event::Resume);
+}
+
+pub(crate) fn reset(events: &dyn EventSink, reason: ShutdownCause) {
+    let guest = is_guests(reason);
+    events.emit(Event::Reset(api::ResetEvent { guest, reason }));
+}
+
+pub(crate) fn shutdown(events: &dyn EventSink, reason: ShutdownCause) {
+    let guest = is_guests(reason);
+    events.emit(Event::Shutdown(api::ShutdownEvent { guest, reason }));
+}
+
+pub(crate) fn powerdown(events: &dyn EventSink) {
+    events.emit(Event::Powerdown);
+}
+
+pub(crate) fn suspend(events: &dyn EventSink) {
+    events.emit(Event::Suspend);
+}
+
+pub(crate) fn suspend_disk(events: &dyn EventSink) {
+    events.emit(Event::SuspendDisk);
+}
+
+pub(crate) fn wakeup(events: &dyn EventSink) {
+    events.emit(Event::Wakeup);
+}
+
+pub(crate) fn panicked(events: &dyn EventSink, action: PanicAction) {
+    let action = match action {
+        PanicAction::None => GuestPanicAction::Run,
+        PanicAction::Pause => GuestPanicAction::Pause,
+        PanicAction::Shutdown | PanicAction::ExitFailure => GuestPanicAction::Poweroff,
+    };
+    let event = api::GuestPanickedEvent { action, info: None };
+    events.emit(Event::GuestPanicked(event));
+}
+
+pub(crate) fn crash_loaded(events: &dyn EventSink) {
+    let action = GuestPanicAction::Run;
+    let event = api::GuestCrashloadedEvent { action, info: None };
+    events.emit(Event::GuestCrashloaded(event));
+}
+
+pub(crate) fn pvshutdown(events: &dyn EventSink) {
+    events.emit(Event::GuestPvshutdown);
+}
+
+pub(crate) fn watchdog(events: &dyn EventSink, action: WatchdogAction) {
+    let action = match action {
+        WatchdogAction::Reset => api::WatchdogAction::Reset,
+        WatchdogAction::Shutdown => api::WatchdogAction::Shutdown,
+        WatchdogAction::Poweroff => api::WatchdogAction::Poweroff,
+        WatchdogAction::Pause => api::WatchdogAction::Pause,
+        WatchdogAction::Debug => api::WatchdogAction::Debug,
+        WatchdogAction::None => api::WatchdogAction::None,
+        WatchdogAction::InjectNmi => api::WatchdogAction::InjectNmi,
+    };
+    events.emit(Event::Watchdog(api::WatchdogEvent { action }));
+}
