@@ -19,9 +19,9 @@ usage: cargo xtask TASK
                       measure Ratite against QEMU's storage daemon; --help says more
   test                install what the tests need, then run every check and test
   codegen [--check]   write crates/api/src/generated from the schema, or say whether it is stale
-  schema-diff REFERENCE.json [--only-served]
-                      compare our introspection with a reference;
-                      --only-served leaves out what is pending
+  schema-diff REFERENCE.json [--machine] [--only-served]
+                      compare the storage daemon's introspection, or the machine's, with a
+                      reference; --only-served leaves out what is pending
   tidy                check layers, sizes and names
   soak [SECONDS [TARGET...]]
                       run each fuzz target for so long (60); needs nightly Rust and cargo-fuzz

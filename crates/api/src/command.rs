@@ -127,8 +127,8 @@ impl<C: Send + Sync + 'static> CommandTable<C> {
         self.commands.values().map(|command| &command.spec)
     }
 
-    /// Those of `names` that have no handler; with [`crate::COMMAND_NAMES`] it is empty for a server
-    /// that registered every module.
+    /// Those of `names` that have no handler; with the names of a program's [`crate::Interface`] it is
+    /// empty for a server that registered every module of its schema.
     pub fn missing(&self, names: &[&'static str]) -> Vec<&'static str> {
         names
             .iter()

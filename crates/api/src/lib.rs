@@ -2,7 +2,11 @@
 //!
 //! `schema/*.json` says which commands, events and types there are; `cargo xtask codegen` turns that
 //! into [`generated`], which is checked in. What `schema/pending.toml` lists is left out of all of
-//! it, so what this crate has is what the server serves.
+//! it, so what this crate has is what the servers serve.
+//!
+//! There are two programs: the storage daemon, whose root file is `schema/schema.json`, and the
+//! machine, whose root file `schema/machine.json` includes that one and adds to it. The Rust types are
+//! made once, from the machine's schema; what each program lists is its [`Interface`].
 //!
 //! A value of an enum that only some builds have is under a condition in the schema (`'if':
 //! 'CONFIG_TLS_ANON_PSK'`) and under a cargo feature here (`tls-anon-psk`): a build without it neither
@@ -12,9 +16,11 @@
 //!
 //! - per schema module a trait of handlers (`JobCommands`) and a function (`register_job`) that
 //!   enters them into a [`CommandTable`]; a handler that is missing does not compile, and
-//!   [`CommandTable::missing`] tells which modules were never registered;
+//!   [`CommandTable::missing`] tells which modules were never registered. A program registers the
+//!   modules of its own schema and leaves the others alone;
 //! - [`Event`], one variant per event;
-//! - [`INTROSPECTION`], the answer to `query-qmp-schema`.
+//! - [`Interface::STORAGE_DAEMON`] or [`Interface::MACHINE`]: the names of its commands and events, and
+//!   the answer to `query-qmp-schema`.
 //!
 //! # What a client uses
 //!
@@ -34,8 +40,9 @@
 //!
 //! # Where a new thing goes
 //!
-//! A command, event or type: `schema/*.json`, then `cargo xtask codegen`. Something that every
-//! command should know: [`CommandSpec`] and the crate `qapi-codegen`.
+//! A command, event or type: `schema/*.json`, in a file that `schema.json` includes if the storage
+//! daemon has it and in one that only `machine.json` includes if not; then `cargo xtask codegen`.
+//! Something that every command should know: [`CommandSpec`] and the crate `qapi-codegen`.
 
 mod builtin;
 mod command;
@@ -50,6 +57,7 @@ mod event_sink;
     reason = "generated: the schema's checker has its own rules on names and documentation"
 )]
 pub mod generated;
+mod interface;
 pub mod keyval;
 pub mod visit;
 
@@ -58,20 +66,13 @@ pub use command::{Command, CommandSpec, CommandTable, Handler, Registered, Retur
 pub use error::QmpError;
 pub use event_sink::{EventSink, is_well_formed_id};
 pub use generated::*;
+pub use interface::{INTROSPECTION, Interface, MACHINE_INTROSPECTION};
 pub use visit::{
     FromQapi, Input, Members, QapiObject, ToQapi, UnknownMember, from_json, from_keyval,
     reply_from_json,
 };
 
 pub use qmp_wire::ErrorClass;
-
-/// What `query-qmp-schema` answers, as one line of ASCII JSON text.
-#[cfg(not(feature = "tls-anon-psk"))]
-pub const INTROSPECTION: &str = include_str!("generated/introspection.json").trim_ascii();
-/// What `query-qmp-schema` answers, as one line of ASCII JSON text.
-#[cfg(feature = "tls-anon-psk")]
-pub const INTROSPECTION: &str =
-    include_str!("generated/introspection-tls-anon-psk.json").trim_ascii();
 
 #[cfg(test)]
 mod tests;

@@ -4,8 +4,8 @@ use std::sync::{Arc, OnceLock};
 
 use api::{
     AddFdArgs, AddfdInfo, ClosefdArgs, CommandInfo, ControlCommands, EventInfo, FdsetCommands,
-    FdsetInfo, GetfdArgs, IntrospectCommands, QmpCapabilitiesArgs, QmpError, RemoveFdArgs, Return,
-    VersionInfo, VersionTriple,
+    FdsetInfo, GetfdArgs, Interface, IntrospectCommands, QmpCapabilitiesArgs, QmpError,
+    RemoveFdArgs, Return, VersionInfo, VersionTriple,
 };
 use serde_json::Value;
 use tokio::sync::Notify;
@@ -28,15 +28,18 @@ pub fn version_info() -> VersionInfo {
 
 /// Answers `query-version`, `query-commands`, `query-events`, `query-qmp-schema` and `quit`.
 pub struct ControlHandlers {
+    interface: Interface,
     quit: Arc<Notify>,
     /// Made when it is first asked for: most daemons are never asked.
     schema: OnceLock<Arc<str>>,
 }
 
 impl ControlHandlers {
-    /// Handlers that ring `quit` when a client asks the program to end.
-    pub fn new(quit: Arc<Notify>) -> Arc<Self> {
+    /// Handlers that tell a program's `interface` and ring `quit` when a client asks the program to
+    /// end.
+    pub fn new(interface: Interface, quit: Arc<Notify>) -> Arc<Self> {
         Arc::new(Self {
+            interface,
             quit,
             schema: OnceLock::new(),
         })
@@ -62,14 +65,14 @@ impl ControlCommands<Caller> for ControlHandlers {
         let info = |name: &&str| CommandInfo {
             name: (*name).to_owned(),
         };
-        Ok(api::COMMAND_NAMES.iter().map(info).collect())
+        Ok(self.interface.command_names.iter().map(info).collect())
     }
 
     async fn query_events(&self, _caller: Arc<Caller>) -> Result<Vec<EventInfo>, QmpError> {
         let info = |name: &&str| EventInfo {
             name: (*name).to_owned(),
         };
-        Ok(api::EVENT_NAMES.iter().map(info).collect())
+        Ok(self.interface.event_names.iter().map(info).collect())
     }
 
     async fn quit(&self, _caller: Arc<Caller>) -> Result<(), QmpError> {
@@ -84,7 +87,8 @@ impl IntrospectCommands<Caller> for ControlHandlers {
         _caller: Arc<Caller>,
         _arguments: Value,
     ) -> Result<Return, QmpError> {
-        let schema = self.schema.get_or_init(|| Arc::from(api::INTROSPECTION));
+        let introspection = self.interface.introspection;
+        let schema = self.schema.get_or_init(|| Arc::from(introspection));
         Ok(Return::Encoded(Arc::clone(schema)))
     }
 }

@@ -7,8 +7,8 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use api::{
-    CommandSpec, CommandTable, Event, EventSink, JobStatus, JobStatusChangeEvent, NoArguments,
-    QmpError, Return,
+    CommandSpec, CommandTable, Event, EventSink, Interface, JobStatus, JobStatusChangeEvent,
+    NoArguments, QmpError, Return,
 };
 use chardev::ByteStream;
 use qmp_wire::Style;
@@ -78,11 +78,16 @@ struct World {
 }
 
 fn world() -> World {
+    world_of(Interface::STORAGE_DAEMON)
+}
+
+/// The world of a program.
+fn world_of(interface: Interface) -> World {
     let runtime = tokio::runtime::Handle::current();
     let bus = EventBus::new(runtime.clone());
     let gate = Arc::new(Semaphore::new(0));
     let mut table = CommandTable::<Caller>::new();
-    let control = ControlHandlers::new(Arc::<Notify>::default());
+    let control = ControlHandlers::new(interface, Arc::<Notify>::default());
     api::register_control(&mut table, Arc::clone(&control));
     api::register_introspect(&mut table, control);
     api::register_fdset(&mut table, FdHandlers::new(Arc::default()));
@@ -383,23 +388,37 @@ async fn closing_lets_commands_end_and_says_goodbye() {
 }
 
 #[tokio::test]
-async fn every_listed_control_command_is_served() {
-    let world = world();
-    let mut client = TestClient::connect(&world).await;
-    client.send(r#"{"execute":"query-commands"}"#).await;
-    let listed = client.next().await;
-    let names: Vec<_> = listed["return"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|c| &c["name"])
-        .collect();
-    assert!(names.contains(&&json!("query-qmp-schema")));
-    assert!(
-        !names.contains(&&json!("blockdev-mirror")),
-        "pending commands are not listed"
-    );
-    client.send(r#"{"execute":"query-qmp-schema"}"#).await;
-    let schema = client.next().await;
-    assert!(schema["return"].as_array().unwrap().len() > 100);
+async fn each_program_lists_its_own_interface() {
+    for (interface, is_machine) in [
+        (Interface::STORAGE_DAEMON, false),
+        (Interface::MACHINE, true),
+    ] {
+        let world = world_of(interface);
+        let mut client = TestClient::connect(&world).await;
+        let mut answer = async |command: &str| {
+            client
+                .send(&json!({ "execute": command }).to_string())
+                .await;
+            client.next().await["return"].take()
+        };
+        let commands = answer("query-commands").await;
+        let has = |list: &Value, name: &str| {
+            let mut names = list.as_array().unwrap().iter().map(|info| &info["name"]);
+            names.any(|known| known == name)
+        };
+        assert!(has(&commands, "query-qmp-schema"));
+        assert!(
+            !has(&commands, "blockdev-mirror"),
+            "pending commands are not listed"
+        );
+        assert_eq!(has(&commands, "system_reset"), is_machine);
+        let events = answer("query-events").await;
+        assert!(has(&events, "JOB_STATUS_CHANGE"));
+        assert_eq!(has(&events, "STOP"), is_machine);
+        let schema = answer("query-qmp-schema").await;
+        assert_eq!(
+            schema,
+            serde_json::from_str::<Value>(interface.introspection).unwrap()
+        );
+    }
 }

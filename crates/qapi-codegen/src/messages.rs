@@ -6,12 +6,12 @@ use std::fmt::Write as _;
 use qapi::Schema;
 use qapi::schema::DefinitionKind;
 
-use crate::HEADER;
 use crate::names::{Names, camel};
 use crate::types::{definition_doc, type_ref};
+use crate::{HEADER, Interface};
 
 /// `events.rs`.
-pub fn events(schema: &Schema, names: &Names) -> String {
+pub fn events(schema: &Schema, names: &Names, interfaces: &[Interface<'_>]) -> String {
     let events: Vec<_> = schema
         .definitions()
         .filter_map(|(_, definition)| match &definition.kind {
@@ -23,12 +23,9 @@ pub fn events(schema: &Schema, names: &Names) -> String {
         })
         .collect();
     let mut out = format!("{HEADER}\n//! Every event of the schema.\n\nuse super::prelude::*;\n");
-    out.push_str("\n/// The names of all events, in the schema's order.\npub const EVENT_NAMES: &[&str] = &[\n");
-    for (definition, ..) in &events {
-        let _ = writeln!(out, "    \"{}\",", definition.name);
-    }
+    out.extend(interfaces.iter().map(Interface::event_names));
     out.push_str(
-        "];\n\n/// An event with its data.\n#[derive(Debug, Clone, PartialEq)]\npub enum Event {\n",
+        "\n/// An event with its data.\n#[derive(Debug, Clone, PartialEq)]\npub enum Event {\n",
     );
     for (definition, variant, data) in &events {
         for line in definition_doc(definition).lines() {
@@ -73,7 +70,7 @@ pub fn events(schema: &Schema, names: &Names) -> String {
 }
 
 /// `commands.rs`.
-pub fn commands(schema: &Schema, names: &Names) -> String {
+pub fn commands(schema: &Schema, names: &Names, interfaces: &[Interface<'_>]) -> String {
     let mut out = format!(
         "{HEADER}\n//! Every command of the schema, for clients.\n\nuse super::prelude::*;\nuse super as schema;\n"
     );
@@ -99,11 +96,8 @@ pub fn commands(schema: &Schema, names: &Names) -> String {
             definition.name,
         );
     }
-    out.push_str("\n/// The names of all commands, in ascending order.\npub const COMMAND_NAMES: &[&str] = &[\n");
-    for name in &all {
-        let _ = writeln!(out, "    \"{name}\",");
-    }
-    out.push_str("];\n\n/// Calls a macro with the types of all commands.\n#[cfg(test)]\nmacro_rules! for_each_command {\n    ($macro:ident, $($prefix:tt)*) => {\n        $macro! { $($prefix)*\n");
+    out.extend(interfaces.iter().map(Interface::command_names));
+    out.push_str("\n/// Calls a macro with the types of all commands.\n#[cfg(test)]\nmacro_rules! for_each_command {\n    ($macro:ident, $($prefix:tt)*) => {\n        $macro! { $($prefix)*\n");
     for name in &all {
         let _ = writeln!(out, "            {}", camel(name, false));
     }

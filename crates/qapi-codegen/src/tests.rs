@@ -8,7 +8,7 @@ use super::*;
 fn generated(text: &str) -> Result<BTreeMap<String, String>, CodegenError> {
     let loader = BTreeMap::from([("s.json".to_owned(), text.to_owned())]);
     let schema = qapi::load(&loader, "s.json", &qapi::Options::default())?;
-    Ok(generate(&schema, None)?
+    Ok(generate(&schema, None, &[Interface::only(&schema)])?
         .into_iter()
         .map(|file| (file.name, file.text))
         .collect())
@@ -97,7 +97,13 @@ fn generated_for_feature(text: &str) -> Result<BTreeMap<String, String>, Codegen
         feature: "x-more",
         schema: &restricted(&[])?,
     };
-    let files = generate(&restricted(&["X"])?, Some(&without))?;
+    let with = restricted(&["X"])?;
+    let interface = Interface {
+        name: "",
+        schema: &with,
+        without: Some(without),
+    };
+    let files = generate(&with, Some(&without), &[interface])?;
     let texts = files.into_iter().map(|file| (file.name, file.text));
     Ok(texts.collect())
 }
@@ -150,4 +156,49 @@ fn a_feature_adds_nothing_but_enum_values() {
             )
         );
     }
+}
+
+#[test]
+fn each_program_has_its_own_names_and_introspection() {
+    let loader = BTreeMap::from([
+        (
+            "all.json".to_owned(),
+            "{ 'include': 'some.json' }\n{ 'command': 'halt' }\n{ 'event': 'HALTED' }".to_owned(),
+        ),
+        (
+            "some.json".to_owned(),
+            "{ 'command': 'go' }\n{ 'event': 'GONE' }".to_owned(),
+        ),
+    ]);
+    let load = |path| qapi::load(&loader, path, &qapi::Options::default()).unwrap();
+    let (all, some) = (load("all.json"), load("some.json"));
+    let machine = Interface {
+        name: "big-one",
+        schema: &all,
+        without: None,
+    };
+    let interfaces = [Interface::only(&some), machine];
+    let files: BTreeMap<String, String> = generate(&all, None, &interfaces)
+        .unwrap()
+        .into_iter()
+        .map(|file| (file.name, file.text))
+        .collect();
+    let commands = &files["commands.rs"];
+    assert!(commands.contains("pub const COMMAND_NAMES: &[&str] = &[\n    \"go\",\n];"));
+    assert!(
+        commands.contains(
+            "pub const BIG_ONE_COMMAND_NAMES: &[&str] = &[\n    \"go\",\n    \"halt\",\n];"
+        )
+    );
+    assert!(files["events.rs"].contains("pub const EVENT_NAMES: &[&str] = &[\n    \"GONE\",\n];"));
+    assert!(files["mod.rs"].contains("pub use events::BIG_ONE_EVENT_NAMES;"));
+    assert!(files["big-one-introspection.json"].contains("HALTED"));
+    assert!(!files["introspection.json"].contains("HALTED"));
+    // The text has both programs' commands, and has to.
+    assert!(files["all.rs"].contains("fn halt(") && files["some.rs"].contains("fn go("));
+    let error = generate(&some, None, &[Interface::only(&all)]).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "'halt': the interface '' has it, and the whole schema does not"
+    );
 }

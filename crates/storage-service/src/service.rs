@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
-use api::{BlockImageCorruptedEvent, CommandTable, Event, EventSink, QmpError};
+use api::{BlockImageCorruptedEvent, CommandTable, Event, EventSink, Interface, QmpError};
 use block_drivers::FileOpener;
 use block_graph::{BlockEvents, Graph, ImageCorrupted};
 use chardev::ChardevRegistry;
@@ -124,10 +124,11 @@ impl StorageService {
         })
     }
 
-    /// The table of all commands; `quit` is rung when a client asks the program to end.
-    pub fn commands(&self, quit: Arc<Notify>) -> CommandTable<Caller> {
+    /// The table of the storage daemon's commands, to which a program may add its own; `interface` is
+    /// what the program lists, and `quit` is rung when a client asks it to end.
+    pub fn commands(&self, interface: Interface, quit: Arc<Notify>) -> CommandTable<Caller> {
         let mut table = CommandTable::new();
-        let control = ControlHandlers::new(quit);
+        let control = ControlHandlers::new(interface, quit);
         api::register_control(&mut table, Arc::clone(&control));
         api::register_introspect(&mut table, control);
         api::register_fdset(&mut table, FdHandlers::new(Arc::clone(&self.fd_sets)));

@@ -1520,6 +1520,50 @@ impl QapiObject for BlockImageCorruptedEvent {
     }
 }
 
+/// Data of `BLOCK_IO_ERROR`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BlockIoErrorEvent {
+    /// path of the device in the object tree
+    pub qom_path: String,
+    /// the block device's name; may be empty
+    pub device: String,
+    /// the node's name, if it has one
+    pub node_name: Option<String>,
+    /// what failed
+    pub operation: IoOperationType,
+    /// what was done about it
+    pub action: BlockErrorAction,
+    /// whether it failed for lack of space; present if `action` is
+    /// stop
+    pub nospace: Option<bool>,
+    /// why it failed, for people to read
+    pub reason: String,
+}
+
+impl QapiObject for BlockIoErrorEvent {
+    fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
+        Ok(Self {
+            qom_path: members.required("qom-path")?,
+            device: members.required("device")?,
+            node_name: members.optional("node-name")?,
+            operation: members.required("operation")?,
+            action: members.required("action")?,
+            nospace: members.optional("nospace")?,
+            reason: members.required("reason")?,
+        })
+    }
+
+    fn write_members(&self, out: &mut Map<String, Value>) {
+        put(out, "qom-path", &self.qom_path);
+        put(out, "device", &self.device);
+        put_optional(out, "node-name", &self.node_name);
+        put(out, "operation", &self.operation);
+        put(out, "action", &self.action);
+        put_optional(out, "nospace", &self.nospace);
+        put(out, "reason", &self.reason);
+    }
+}
+
 /// The handlers of the commands of schema module `block-core`. `C` is what a monitor tells them of the caller.
 pub trait BlockCoreCommands<C>: Send + Sync + 'static {
     /// Lists the machine's block devices.  Nodes without a device are not

@@ -936,6 +936,29 @@ impl QapiObject for ChardevSendBreakArgs {
     }
 }
 
+/// Data of `VSERPORT_CHANGE`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct VserportChangeEvent {
+    /// id of the port's device
+    pub id: String,
+    /// whether the guest now has it open
+    pub open: bool,
+}
+
+impl QapiObject for VserportChangeEvent {
+    fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
+        Ok(Self {
+            id: members.required("id")?,
+            open: members.required("open")?,
+        })
+    }
+
+    fn write_members(&self, out: &mut Map<String, Value>) {
+        put(out, "id", &self.id);
+        put(out, "open", &self.open);
+    }
+}
+
 /// The handlers of the commands of schema module `char`. `C` is what a monitor tells them of the caller.
 pub trait CharCommands<C>: Send + Sync + 'static {
     /// Lists the character devices.

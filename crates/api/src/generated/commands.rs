@@ -500,6 +500,277 @@ impl Command for QueryFdsets {
     type Output = Vec<schema::FdsetInfo>;
 }
 
+/// Tells the run state.
+pub struct QueryStatus;
+
+impl Command for QueryStatus {
+    const NAME: &'static str = "query-status";
+    type Args = NoArguments;
+    type Output = schema::StatusInfo;
+}
+
+/// Chooses what happens when the watchdog expires; set-action does it
+/// too.
+pub struct WatchdogSetAction;
+
+impl Command for WatchdogSetAction {
+    const NAME: &'static str = "watchdog-set-action";
+    type Args = schema::WatchdogSetActionArgs;
+    type Output = ();
+}
+
+/// Chooses what happens upon events in the guest.  What is left out
+/// stays as it is.
+pub struct SetAction;
+
+impl Command for SetAction {
+    const NAME: &'static str = "set-action";
+    type Args = schema::SetActionArgs;
+    type Output = ();
+}
+
+/// Tells the name that was given on the command line.
+pub struct QueryName;
+
+impl Command for QueryName {
+    const NAME: &'static str = "query-name";
+    type Args = NoArguments;
+    type Output = schema::NameInfo;
+}
+
+/// Lists the iothreads.  The thread that serves what has no iothread of
+/// its own is not one of them.
+pub struct QueryIothreads;
+
+impl Command for QueryIothreads {
+    const NAME: &'static str = "query-iothreads";
+    type Args = NoArguments;
+    type Output = Vec<schema::IOThreadInfo>;
+}
+
+/// Halts the vCPUs.  Nothing happens if they are halted already.  While
+/// the guest is suspended, it will not run when it wakes up.
+pub struct Stop;
+
+impl Command for Stop {
+    const NAME: &'static str = "stop";
+    type Args = NoArguments;
+    type Output = ();
+}
+
+/// Lets the vCPUs execute.  Devices whose requests waited after an I/O
+/// error try them again.  Nothing happens if the guest runs already.
+pub struct Cont;
+
+impl Command for Cont {
+    const NAME: &'static str = "cont";
+    type Args = NoArguments;
+    type Output = ();
+}
+
+/// Runs a command of the human monitor.  The text is for people: it may
+/// change from release to release.
+///
+/// Feature: `savevm-monitor-nodes`.
+pub struct HumanMonitorCommand;
+
+impl Command for HumanMonitorCommand {
+    const NAME: &'static str = "human-monitor-command";
+    type Args = schema::HumanMonitorCommandArgs;
+    type Output = String;
+}
+
+/// Presses keys together, one after the other, and lets go of them in
+/// the opposite order.
+pub struct SendKey;
+
+impl Command for SendKey {
+    const NAME: &'static str = "send-key";
+    type Args = schema::SendKeyArgs;
+    type Output = ();
+}
+
+/// Lists the PCI buses with their devices.
+pub struct QueryPci;
+
+impl Command for QueryPci {
+    const NAME: &'static str = "query-pci";
+    type Args = NoArguments;
+    type Output = Vec<schema::PciInfo>;
+}
+
+/// Lists the properties that a device of a type takes.
+pub struct DeviceListProperties;
+
+impl Command for DeviceListProperties {
+    const NAME: &'static str = "device-list-properties";
+    type Args = schema::DeviceListPropertiesArgs;
+    type Output = Vec<schema::ObjectPropertyInfo>;
+}
+
+/// Plugs in a device.  Beside the members below, the arguments take the
+/// properties of the device type, in their own JSON types.
+///
+/// Feature: `json-cli`.
+///
+/// Feature: `json-cli-hotplug`.
+pub struct DeviceAdd;
+
+impl Command for DeviceAdd {
+    const NAME: &'static str = "device_add";
+    type Args = schema::DeviceAddArgs;
+    type Output = ();
+}
+
+/// Asks for a device to be unplugged.  Where the guest has a say, the
+/// command returns before the device is gone; DEVICE_DELETED tells that
+/// it is.
+pub struct DeviceDel;
+
+impl Command for DeviceDel {
+    const NAME: &'static str = "device_del";
+    type Args = schema::DeviceDelArgs;
+    type Output = ();
+}
+
+/// Tells the processor family that this program emulates.
+pub struct QueryTarget;
+
+impl Command for QueryTarget {
+    const NAME: &'static str = "query-target";
+    type Args = NoArguments;
+    type Output = schema::TargetInfo;
+}
+
+/// Lists the vCPUs.  The guest is not disturbed.
+pub struct QueryCpusFast;
+
+impl Command for QueryCpusFast {
+    const NAME: &'static str = "query-cpus-fast";
+    type Args = NoArguments;
+    type Output = Vec<schema::CpuInfoFast>;
+}
+
+/// Lists the types of machines that this program can be.
+pub struct QueryMachines;
+
+impl Command for QueryMachines {
+    const NAME: &'static str = "query-machines";
+    type Args = schema::QueryMachinesArgs;
+    type Output = Vec<schema::MachineInfo>;
+}
+
+/// Tells what the machine can do.
+pub struct QueryCurrentMachine;
+
+impl Command for QueryCurrentMachine {
+    const NAME: &'static str = "query-current-machine";
+    type Args = NoArguments;
+    type Output = schema::CurrentMachineParams;
+}
+
+/// Tells the UUID that was given on the command line.
+pub struct QueryUuid;
+
+impl Command for QueryUuid {
+    const NAME: &'static str = "query-uuid";
+    type Args = NoArguments;
+    type Output = schema::UuidInfo;
+}
+
+/// Tells whether KVM runs the guest.
+pub struct QueryKvm;
+
+impl Command for QueryKvm {
+    const NAME: &'static str = "query-kvm";
+    type Args = NoArguments;
+    type Output = schema::KvmInfo;
+}
+
+/// Resets the machine, as its reset button does.
+pub struct SystemReset;
+
+impl Command for SystemReset {
+    const NAME: &'static str = "system_reset";
+    type Args = NoArguments;
+    type Output = ();
+}
+
+/// Presses the power button.  The guest may shut down, ask somebody, or
+/// take no notice.
+pub struct SystemPowerdown;
+
+impl Command for SystemPowerdown {
+    const NAME: &'static str = "system_powerdown";
+    type Args = NoArguments;
+    type Output = ();
+}
+
+/// Wakes the guest from its sleep.
+pub struct SystemWakeup;
+
+impl Command for SystemWakeup {
+    const NAME: &'static str = "system_wakeup";
+    type Args = NoArguments;
+    type Output = ();
+}
+
+/// Sends a non-maskable interrupt to the vCPUs: on x86 to all of them.
+pub struct InjectNmi;
+
+impl Command for InjectNmi {
+    const NAME: &'static str = "inject-nmi";
+    type Args = NoArguments;
+    type Output = ();
+}
+
+/// Writes a part of the memory that a vCPU sees to a file.
+pub struct Memsave;
+
+impl Command for Memsave {
+    const NAME: &'static str = "memsave";
+    type Args = schema::MemsaveArgs;
+    type Output = ();
+}
+
+/// Writes a part of the physical memory to a file.
+pub struct Pmemsave;
+
+impl Command for Pmemsave {
+    const NAME: &'static str = "pmemsave";
+    type Args = schema::PmemsaveArgs;
+    type Output = ();
+}
+
+/// Asks the guest to give memory back, or lets it have more.  The
+/// command does not wait for the guest: BALLOON_CHANGE tells how far it
+/// has come.
+pub struct Balloon;
+
+impl Command for Balloon {
+    const NAME: &'static str = "balloon";
+    type Args = schema::BalloonArgs;
+    type Output = ();
+}
+
+/// Tells the state of the balloon.
+pub struct QueryBalloon;
+
+impl Command for QueryBalloon {
+    const NAME: &'static str = "query-balloon";
+    type Args = NoArguments;
+    type Output = schema::BalloonInfo;
+}
+
+/// Tells how much memory the machine has.
+pub struct QueryMemorySizeSummary;
+
+impl Command for QueryMemorySizeSummary {
+    const NAME: &'static str = "query-memory-size-summary";
+    type Args = NoArguments;
+    type Output = schema::MemoryInfo;
+}
+
 /// The names of all commands, in ascending order.
 pub const COMMAND_NAMES: &[&str] = &[
     "add-fd",
@@ -554,12 +825,95 @@ pub const COMMAND_NAMES: &[&str] = &[
     "x-debug-query-block-graph",
 ];
 
+/// The names of all the machine's commands, in ascending order.
+pub const MACHINE_COMMAND_NAMES: &[&str] = &[
+    "add-fd",
+    "balloon",
+    "block-export-add",
+    "block-export-del",
+    "block_resize",
+    "blockdev-add",
+    "blockdev-create",
+    "blockdev-del",
+    "blockdev-reopen",
+    "chardev-add",
+    "chardev-change",
+    "chardev-remove",
+    "chardev-send-break",
+    "closefd",
+    "cont",
+    "device-list-properties",
+    "device_add",
+    "device_del",
+    "getfd",
+    "human-monitor-command",
+    "inject-nmi",
+    "job-cancel",
+    "job-complete",
+    "job-dismiss",
+    "job-finalize",
+    "job-pause",
+    "job-resume",
+    "memsave",
+    "nbd-server-add",
+    "nbd-server-remove",
+    "nbd-server-start",
+    "nbd-server-stop",
+    "object-add",
+    "object-del",
+    "pmemsave",
+    "qmp_capabilities",
+    "qom-get",
+    "qom-list",
+    "qom-list-get",
+    "qom-list-properties",
+    "qom-list-types",
+    "qom-set",
+    "query-balloon",
+    "query-block",
+    "query-block-exports",
+    "query-blockstats",
+    "query-chardev",
+    "query-chardev-backends",
+    "query-commands",
+    "query-cpus-fast",
+    "query-current-machine",
+    "query-events",
+    "query-fdsets",
+    "query-iothreads",
+    "query-jobs",
+    "query-kvm",
+    "query-machines",
+    "query-memory-size-summary",
+    "query-name",
+    "query-named-block-nodes",
+    "query-pci",
+    "query-qmp-schema",
+    "query-status",
+    "query-target",
+    "query-uuid",
+    "query-version",
+    "quit",
+    "remove-fd",
+    "ringbuf-read",
+    "ringbuf-write",
+    "send-key",
+    "set-action",
+    "stop",
+    "system_powerdown",
+    "system_reset",
+    "system_wakeup",
+    "watchdog-set-action",
+    "x-debug-query-block-graph",
+];
+
 /// Calls a macro with the types of all commands.
 #[cfg(test)]
 macro_rules! for_each_command {
     ($macro:ident, $($prefix:tt)*) => {
         $macro! { $($prefix)*
             AddFd
+            Balloon
             BlockExportAdd
             BlockExportDel
             BlockResize
@@ -572,19 +926,27 @@ macro_rules! for_each_command {
             ChardevRemove
             ChardevSendBreak
             Closefd
+            Cont
+            DeviceListProperties
+            DeviceAdd
+            DeviceDel
             Getfd
+            HumanMonitorCommand
+            InjectNmi
             JobCancel
             JobComplete
             JobDismiss
             JobFinalize
             JobPause
             JobResume
+            Memsave
             NbdServerAdd
             NbdServerRemove
             NbdServerStart
             NbdServerStop
             ObjectAdd
             ObjectDel
+            Pmemsave
             QmpCapabilities
             QomGet
             QomList
@@ -592,22 +954,41 @@ macro_rules! for_each_command {
             QomListProperties
             QomListTypes
             QomSet
+            QueryBalloon
             QueryBlock
             QueryBlockExports
             QueryBlockstats
             QueryChardev
             QueryChardevBackends
             QueryCommands
+            QueryCpusFast
+            QueryCurrentMachine
             QueryEvents
             QueryFdsets
+            QueryIothreads
             QueryJobs
+            QueryKvm
+            QueryMachines
+            QueryMemorySizeSummary
+            QueryName
             QueryNamedBlockNodes
+            QueryPci
             QueryQmpSchema
+            QueryStatus
+            QueryTarget
+            QueryUuid
             QueryVersion
             Quit
             RemoveFd
             RingbufRead
             RingbufWrite
+            SendKey
+            SetAction
+            Stop
+            SystemPowerdown
+            SystemReset
+            SystemWakeup
+            WatchdogSetAction
             XDebugQueryBlockGraph
         }
     };

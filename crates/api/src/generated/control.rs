@@ -102,25 +102,6 @@ impl QapiObject for EventInfo {
     }
 }
 
-/// The name given to a virtual machine.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct NameInfo {
-    /// the name; absent if none was given
-    pub name: Option<String>,
-}
-
-impl QapiObject for NameInfo {
-    fn read_members(members: &mut Members<'_>) -> Result<Self, QmpError> {
-        Ok(Self {
-            name: members.optional("name")?,
-        })
-    }
-
-    fn write_members(&self, out: &mut Map<String, Value>) {
-        put_optional(out, "name", &self.name);
-    }
-}
-
 qapi_enum! {
     /// The language of a monitor.
     MonitorMode {

@@ -11,6 +11,31 @@ pub const EVENT_NAMES: &[&str] = &[
     "BLOCK_EXPORT_DELETED",
 ];
 
+/// The names of all the machine's events, in the schema's order.
+pub const MACHINE_EVENT_NAMES: &[&str] = &[
+    "JOB_STATUS_CHANGE",
+    "BLOCK_IMAGE_CORRUPTED",
+    "BLOCK_IO_ERROR",
+    "BLOCK_EXPORT_DELETED",
+    "VSERPORT_CHANGE",
+    "SHUTDOWN",
+    "POWERDOWN",
+    "RESET",
+    "STOP",
+    "RESUME",
+    "SUSPEND",
+    "SUSPEND_DISK",
+    "WAKEUP",
+    "WATCHDOG",
+    "GUEST_PANICKED",
+    "GUEST_CRASHLOADED",
+    "GUEST_PVSHUTDOWN",
+    "RTC_CHANGE",
+    "DEVICE_DELETED",
+    "DEVICE_UNPLUG_GUEST_ERROR",
+    "BALLOON_CHANGE",
+];
+
 /// An event with its data.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
@@ -19,8 +44,48 @@ pub enum Event {
     /// An image was found to be damaged.  A fatal fault closes the node to
     /// all further requests, and the image is marked.
     BlockImageCorrupted(BlockImageCorruptedEvent),
+    /// A request of a device failed.
+    BlockIoError(BlockIoErrorEvent),
     /// An export is gone and its id is free.
     BlockExportDeleted(BlockExportDeletedEvent),
+    /// A guest opened or closed a virtio-serial port.
+    VserportChange(VserportChangeEvent),
+    /// The machine goes off.  With ``-no-shutdown`` the process stays, in
+    /// run state shutdown; otherwise it ends soon.
+    Shutdown(ShutdownEvent),
+    /// The power button was pressed.  What follows is up to the guest.
+    Powerdown,
+    /// The machine was reset.
+    Reset(ResetEvent),
+    /// The vCPUs have halted.  query-status tells why.
+    Stop,
+    /// The vCPUs execute again.
+    Resume,
+    /// The guest went to sleep with its state in memory (ACPI S3).
+    Suspend,
+    /// The guest has written its state to disk (ACPI S4) and turns the
+    /// machine off: a SHUTDOWN event follows.
+    SuspendDisk,
+    /// The guest left its sleep.
+    Wakeup,
+    /// The watchdog was not fed in time.
+    Watchdog(WatchdogEvent),
+    /// The guest said that it crashed.
+    GuestPanicked(GuestPanickedEvent),
+    /// The guest said that it crashed, and that a crash kernel of its own
+    /// takes over.
+    GuestCrashloaded(GuestCrashloadedEvent),
+    /// The guest asked through pvpanic to be turned off.
+    GuestPvshutdown,
+    /// The guest set its clock.
+    RtcChange(RtcChangeEvent),
+    /// A device is gone, and its id is free.
+    DeviceDeleted(DeviceDeletedEvent),
+    /// The guest refused to give up a device.
+    DeviceUnplugGuestError(DeviceUnplugGuestErrorEvent),
+    /// The guest gave memory back or took some.  At most one such event is
+    /// sent each second.
+    BalloonChange(BalloonChangeEvent),
 }
 
 impl Event {
@@ -29,7 +94,25 @@ impl Event {
         match *self {
             Self::JobStatusChange(_) => "JOB_STATUS_CHANGE",
             Self::BlockImageCorrupted(_) => "BLOCK_IMAGE_CORRUPTED",
+            Self::BlockIoError(_) => "BLOCK_IO_ERROR",
             Self::BlockExportDeleted(_) => "BLOCK_EXPORT_DELETED",
+            Self::VserportChange(_) => "VSERPORT_CHANGE",
+            Self::Shutdown(_) => "SHUTDOWN",
+            Self::Powerdown => "POWERDOWN",
+            Self::Reset(_) => "RESET",
+            Self::Stop => "STOP",
+            Self::Resume => "RESUME",
+            Self::Suspend => "SUSPEND",
+            Self::SuspendDisk => "SUSPEND_DISK",
+            Self::Wakeup => "WAKEUP",
+            Self::Watchdog(_) => "WATCHDOG",
+            Self::GuestPanicked(_) => "GUEST_PANICKED",
+            Self::GuestCrashloaded(_) => "GUEST_CRASHLOADED",
+            Self::GuestPvshutdown => "GUEST_PVSHUTDOWN",
+            Self::RtcChange(_) => "RTC_CHANGE",
+            Self::DeviceDeleted(_) => "DEVICE_DELETED",
+            Self::DeviceUnplugGuestError(_) => "DEVICE_UNPLUG_GUEST_ERROR",
+            Self::BalloonChange(_) => "BALLOON_CHANGE",
         }
     }
 
@@ -38,7 +121,19 @@ impl Event {
         match self {
             Self::JobStatusChange(data) => data.to_qapi(),
             Self::BlockImageCorrupted(data) => data.to_qapi(),
+            Self::BlockIoError(data) => data.to_qapi(),
             Self::BlockExportDeleted(data) => data.to_qapi(),
+            Self::VserportChange(data) => data.to_qapi(),
+            Self::Shutdown(data) => data.to_qapi(),
+            Self::Reset(data) => data.to_qapi(),
+            Self::Watchdog(data) => data.to_qapi(),
+            Self::GuestPanicked(data) => data.to_qapi(),
+            Self::GuestCrashloaded(data) => data.to_qapi(),
+            Self::RtcChange(data) => data.to_qapi(),
+            Self::DeviceDeleted(data) => data.to_qapi(),
+            Self::DeviceUnplugGuestError(data) => data.to_qapi(),
+            Self::BalloonChange(data) => data.to_qapi(),
+            _ => Value::Object(Map::new()),
         }
     }
 
@@ -50,7 +145,25 @@ impl Event {
         Ok(Some(match name {
             "JOB_STATUS_CHANGE" => Self::JobStatusChange(crate::reply_from_json(data)?.0),
             "BLOCK_IMAGE_CORRUPTED" => Self::BlockImageCorrupted(crate::reply_from_json(data)?.0),
+            "BLOCK_IO_ERROR" => Self::BlockIoError(crate::reply_from_json(data)?.0),
             "BLOCK_EXPORT_DELETED" => Self::BlockExportDeleted(crate::reply_from_json(data)?.0),
+            "VSERPORT_CHANGE" => Self::VserportChange(crate::reply_from_json(data)?.0),
+            "SHUTDOWN" => Self::Shutdown(crate::reply_from_json(data)?.0),
+            "POWERDOWN" => Self::Powerdown,
+            "RESET" => Self::Reset(crate::reply_from_json(data)?.0),
+            "STOP" => Self::Stop,
+            "RESUME" => Self::Resume,
+            "SUSPEND" => Self::Suspend,
+            "SUSPEND_DISK" => Self::SuspendDisk,
+            "WAKEUP" => Self::Wakeup,
+            "WATCHDOG" => Self::Watchdog(crate::reply_from_json(data)?.0),
+            "GUEST_PANICKED" => Self::GuestPanicked(crate::reply_from_json(data)?.0),
+            "GUEST_CRASHLOADED" => Self::GuestCrashloaded(crate::reply_from_json(data)?.0),
+            "GUEST_PVSHUTDOWN" => Self::GuestPvshutdown,
+            "RTC_CHANGE" => Self::RtcChange(crate::reply_from_json(data)?.0),
+            "DEVICE_DELETED" => Self::DeviceDeleted(crate::reply_from_json(data)?.0),
+            "DEVICE_UNPLUG_GUEST_ERROR" => Self::DeviceUnplugGuestError(crate::reply_from_json(data)?.0),
+            "BALLOON_CHANGE" => Self::BalloonChange(crate::reply_from_json(data)?.0),
             _ => return Ok(None),
         }))
     }

@@ -2,6 +2,7 @@
 
 //! The schema's types, handlers, events and commands.
 
+pub mod machine;
 pub mod common;
 pub mod sockets;
 pub mod crypto;
@@ -23,9 +24,15 @@ pub mod control;
 pub mod introspect;
 pub mod qom;
 pub mod fdset;
+pub mod run_state;
+pub mod misc;
+pub mod ui;
+pub mod pci;
+pub mod qdev;
 pub mod commands;
 pub mod events;
 
+pub use machine::*;
 pub use common::*;
 pub use sockets::*;
 pub use crypto::*;
@@ -47,8 +54,16 @@ pub use control::*;
 pub use introspect::*;
 pub use qom::*;
 pub use fdset::*;
+pub use run_state::*;
+pub use misc::*;
+pub use ui::*;
+pub use pci::*;
+pub use qdev::*;
 pub use commands::COMMAND_NAMES;
-pub use events::{EVENT_NAMES, Event};
+pub use events::EVENT_NAMES;
+pub use commands::MACHINE_COMMAND_NAMES;
+pub use events::MACHINE_EVENT_NAMES;
+pub use events::Event;
 
 /// What the modules use.
 mod prelude {

@@ -16,7 +16,7 @@ struct Maker {
 
 impl Maker {
     fn new(seed: u64) -> Self {
-        let infos: Vec<Value> = serde_json::from_str(crate::INTROSPECTION).unwrap();
+        let infos: Vec<Value> = serde_json::from_str(crate::MACHINE_INTROSPECTION).unwrap();
         let named = |info: Value| (info["name"].as_str().unwrap().to_owned(), info);
         Self {
             infos: infos.into_iter().map(named).collect(),

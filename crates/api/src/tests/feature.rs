@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::{ObjectOptions, ObjectType};
+use crate::{Interface, ObjectOptions, ObjectType};
 
 const TYPES: [&str; 2] = ["tls-creds-anon", "tls-creds-psk"];
 const FEATURE: &str = "tls-anon-psk";
@@ -31,7 +31,9 @@ fn a_value_is_there_as_the_feature_is() {
         }
         let listed = ObjectType::ALL.iter().any(|kind| kind.as_str() == name);
         assert_eq!(listed, with);
-        assert_eq!(is_described(name), with);
+        for interface in [Interface::STORAGE_DAEMON, Interface::MACHINE] {
+            assert_eq!(is_described(interface, name), with);
+        }
     }
     let other = json!({"qom-type": "no-such-type", "id": "a"});
     let error = crate::from_json::<ObjectOptions>(other).unwrap_err();
@@ -42,8 +44,8 @@ fn a_value_is_there_as_the_feature_is() {
 }
 
 /// Whether an enum of the introspection has the value.
-fn is_described(name: &str) -> bool {
-    let introspection: Value = serde_json::from_str(crate::INTROSPECTION).unwrap();
+fn is_described(interface: Interface, name: &str) -> bool {
+    let introspection: Value = serde_json::from_str(interface.introspection).unwrap();
     let infos = introspection.as_array().unwrap();
     infos.iter().any(|info| {
         let values = info["values"].as_array();

@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Waker};
 use serde_json::{Value, json};
 
 use super::generated::*;
-use crate::{Command as _, CommandTable, QmpError, Return};
+use crate::{Command as _, CommandTable, Interface, QmpError, Return};
 
 /// Polls a future that never waits.
 fn finish<T>(future: impl Future<Output = T>) -> T {
@@ -114,20 +114,68 @@ fn clients_have_a_type_per_command() {
     let _: fn(<commands::Draw as crate::Command>::Output) -> Shape = |shape| shape;
 }
 
-#[test]
-fn introspection_is_one_line_of_ascii() {
-    assert!(crate::INTROSPECTION.is_ascii() && !crate::INTROSPECTION.contains('\n'));
-    let parsed: Value = serde_json::from_str(crate::INTROSPECTION).unwrap();
-    let commands: Vec<&str> = parsed
-        .as_array()
-        .unwrap()
-        .iter()
-        .filter(|info| info["meta-type"] == "command")
+/// The names in an introspection with this meta-type, in its order.
+fn names_in<'a>(introspection: &'a Value, meta_type: &str) -> Vec<&'a str> {
+    let infos = introspection.as_array().unwrap().iter();
+    infos
+        .filter(|info| info["meta-type"] == meta_type)
         .map(|info| info["name"].as_str().unwrap())
-        .collect();
-    assert_eq!(commands.len(), crate::COMMAND_NAMES.len());
-    let count = commands.len();
-    // The answer fits its own type.
-    let infos: Vec<crate::SchemaInfo> = crate::from_json(parsed).unwrap();
-    assert!(infos.len() > count);
+        .collect()
+}
+
+#[test]
+fn interfaces_agree_with_their_introspection() {
+    for interface in [Interface::STORAGE_DAEMON, Interface::MACHINE] {
+        let text = interface.introspection;
+        assert!(text.is_ascii() && !text.contains('\n'));
+        let parsed: Value = serde_json::from_str(text).unwrap();
+        let mut commands = names_in(&parsed, "command");
+        commands.sort_unstable();
+        assert_eq!(commands, interface.command_names);
+        assert_eq!(names_in(&parsed, "event"), interface.event_names);
+        // The answer fits its own type.
+        let infos: Vec<crate::SchemaInfo> = crate::from_json(parsed).unwrap();
+        assert!(infos.len() > interface.command_names.len());
+    }
+}
+
+#[test]
+fn the_machine_has_what_the_daemon_has_and_more() {
+    let (daemon, machine) = (Interface::STORAGE_DAEMON, Interface::MACHINE);
+    let has = |names: &[&str], name: &&str| names.contains(name);
+    assert!(
+        daemon
+            .command_names
+            .iter()
+            .all(|name| has(machine.command_names, name))
+    );
+    assert!(
+        daemon
+            .event_names
+            .iter()
+            .all(|name| has(machine.event_names, name))
+    );
+    for (command, event) in [("stop", "STOP"), ("query-name", "BLOCK_IO_ERROR")] {
+        assert!(has(machine.command_names, &command) && !has(daemon.command_names, &command));
+        assert!(has(machine.event_names, &event) && !has(daemon.event_names, &event));
+    }
+}
+
+/// What answers the commands of the schema module `pci`: nothing is plugged in.
+struct NoPci;
+
+impl crate::PciCommands<Caller> for NoPci {
+    async fn query_pci(&self, _: Arc<Caller>) -> Result<Vec<crate::PciInfo>, QmpError> {
+        Ok(Vec::new())
+    }
+}
+
+#[test]
+fn a_table_tells_what_a_program_lacks() {
+    let mut table = CommandTable::new();
+    crate::register_pci(&mut table, Arc::new(NoPci));
+    let missing = table.missing(Interface::MACHINE.command_names);
+    assert_eq!(missing.len(), crate::MACHINE_COMMAND_NAMES.len() - 1);
+    assert!(missing.contains(&"device_add") && !missing.contains(&"query-pci"));
+    assert_eq!(table.missing(crate::COMMAND_NAMES), crate::COMMAND_NAMES);
 }

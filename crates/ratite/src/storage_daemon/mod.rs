@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::keyval::Options;
-use api::{BlockExportOptions, MonitorMode, MonitorOptions, NbdServerOptions, QmpError};
+use api::{BlockExportOptions, Interface, MonitorMode, MonitorOptions, NbdServerOptions, QmpError};
 use chardev::ChardevClaim;
 use monitor::{MonitorServer, version_info};
 use storage_service::StorageService;
@@ -191,7 +191,7 @@ impl Daemon {
         let handle = runtime.handle().clone();
         let service = StorageService::new(handle.clone())?;
         let quit = Arc::<Notify>::default();
-        let table = service.commands(Arc::clone(&quit));
+        let table = service.commands(Interface::STORAGE_DAEMON, Arc::clone(&quit));
         let bus = Arc::clone(service.event_bus());
         let monitors = MonitorServer::new(table, bus, &version_info(), handle);
         Ok(Self {

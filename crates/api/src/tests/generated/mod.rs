@@ -14,7 +14,8 @@ pub use era_2_11::*;
 pub use era_1_2::*;
 pub use observed::*;
 pub use commands::COMMAND_NAMES;
-pub use events::{EVENT_NAMES, Event};
+pub use events::EVENT_NAMES;
+pub use events::Event;
 
 /// What the modules use.
 mod prelude {
