@@ -11,5 +11,5 @@ mod header;
 mod msix;
 
 pub use bus::{ConfigPart, PciAddress, PciBus, PciConfigPorts, PciFunction};
-pub use header::{Bar, BarKind, HeaderSaved, PciHeader, PciIdentity};
+pub use header::{Bar, BarKind, BarPlace, HeaderSaved, PciHeader, PciIdentity};
 pub use msix::{MSIX_ENTRY_BYTES, Msix};

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use api::EventSink;
+use api::{EventSink, PanicAction, RebootAction, ShutdownAction, WatchdogAction};
 use device::{Clock, MachineRequest, ResetKind};
 use guest_memory::GuestMemory;
 use tokio::sync::watch;
@@ -17,9 +17,7 @@ use crate::devices::{DeviceServices, Plugged};
 use crate::error::MachineError;
 use crate::events;
 use crate::machine::{ExitStatus, Requests};
-use crate::run_state::{
-    IllegalTransition, PanicAction, RebootAction, RunState, ShutdownAction, WatchdogAction,
-};
+use crate::run_state::{IllegalTransition, RunState};
 
 pub use api::ShutdownCause;
 
@@ -279,6 +277,25 @@ impl Control {
         for cpu in &self.cpus {
             cpu.inject_nmi();
         }
+    }
+
+    /// A processor's state, between two instructions; `None` if there is no such processor.
+    pub(crate) fn cpu_state(&self, index: i64) -> Option<VcpuState> {
+        let cpu = self.cpus.get(usize::try_from(index).ok()?)?;
+        cpu.ask(|vcpu| vcpu.state())?.ok()
+    }
+
+    /// Whether a processor waits for an interrupt.
+    pub(crate) fn is_halted(&self, index: i64) -> bool {
+        let cpu = usize::try_from(index)
+            .ok()
+            .and_then(|index| self.cpus.get(index));
+        cpu.is_some_and(|cpu| cpu.is_halted())
+    }
+
+    /// Whether KVM executes.
+    pub(crate) fn is_kvm(&self) -> bool {
+        false
     }
 
     /// Does what devices have asked for. The processors have been held when they asked.

@@ -9,10 +9,12 @@ mod properties;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use api::QmpError;
+use api::{IOThreadInfo, QmpError};
 use chardev::ChardevRegistry;
+use device::pci::PciAddress;
 use device::{Device, IoHandler};
-use serde_json::Value;
+use objects::ObjectTree;
+use serde_json::{Map, Value};
 
 pub use properties::{Properties, PropertySpec};
 
@@ -24,6 +26,8 @@ use crate::serial::SerialCable;
 pub struct DeviceServices {
     /// The chardevs.
     pub chardevs: Arc<ChardevRegistry>,
+    /// The objects: iothreads, random number generators.
+    pub objects: Arc<ObjectTree>,
     /// Where frontends of chardevs are served.
     pub runtime: tokio::runtime::Handle,
 }
@@ -94,6 +98,23 @@ pub struct Plugged {
     pub(crate) made: Made,
 }
 
+/// Driver, id and properties from the arguments of `device_add` or `-device`.
+///
+/// # Errors
+/// There is no driver, or the id is no text.
+pub fn split_arguments(
+    mut members: Map<String, Value>,
+) -> Result<(String, Option<String>, BTreeMap<String, Value>), QmpError> {
+    let mut text = |name: &str| match members.remove(name) {
+        None => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text)),
+        Some(_) => Err(QmpError::invalid_parameter_type(name, "string")),
+    };
+    let (driver, id) = (text("driver")?, text("id")?);
+    let driver = driver.ok_or_else(|| QmpError::missing_parameter("driver"))?;
+    Ok((driver, id, members.into_iter().collect()))
+}
+
 impl DeviceKind {
     /// The kind of this name.
     #[must_use]
@@ -154,6 +175,73 @@ impl Control {
             made,
         });
         Ok(())
+    }
+
+    /// The id of the device at a place on the bus; empty if it has none.
+    pub(crate) fn id_at(&self, _address: PciAddress) -> String {
+        String::new()
+    }
+
+    /// Takes a device away, as far as the guest lets go of it.
+    ///
+    /// # Errors
+    /// There is no such device, or it cannot go.
+    pub fn remove_device(&mut self, id: &str) -> Result<(), QmpError> {
+        let device = self
+            .devices
+            .iter()
+            .find(|device| device.id.as_deref() == Some(id));
+        let device = device.ok_or_else(|| QmpError::device_not_found(id))?;
+        Err(QmpError::generic(format!(
+            "Device '{}' can not be hotplugged on this machine",
+            device.kind.name
+        )))
+    }
+
+    /// `balloon`.
+    ///
+    /// # Errors
+    /// There is no balloon.
+    pub(crate) fn set_balloon(&mut self, _target: i64) -> Result<(), QmpError> {
+        Err(QmpError::device_not_active("balloon"))
+    }
+
+    /// What the guest has, as its balloon leaves it.
+    ///
+    /// # Errors
+    /// There is no balloon.
+    pub(crate) fn balloon_bytes(&self) -> Result<i64, QmpError> {
+        Err(QmpError::device_not_active("balloon"))
+    }
+
+    /// Threads that devices' requests run on.
+    pub(crate) fn iothreads(&self) -> Vec<IOThreadInfo> {
+        let mut found = Vec::new();
+        let names = self.services.objects.list("/objects").unwrap_or_default();
+        for name in names.into_iter().map(|property| property.name) {
+            let Ok(iothread) = self.services.objects.iothread(&name) else {
+                continue;
+            };
+            let settings = iothread.settings();
+            found.push(IOThreadInfo {
+                id: name,
+                thread_id: i64::from(iothread.handle().thread_id()),
+                poll_max_ns: settings.poll_max_ns,
+                poll_grow: settings.poll_grow,
+                poll_shrink: settings.poll_shrink,
+                aio_max_batch: settings.aio_max_batch,
+            });
+        }
+        found
+    }
+
+    /// Output on its way to chardevs.
+    pub(crate) fn cables(&self) -> Vec<Arc<SerialCable>> {
+        let cables = self
+            .devices
+            .iter()
+            .filter_map(|device| device.made.cable.clone());
+        cables.collect()
     }
 
     /// Puts a handler of an ISA device at ports.

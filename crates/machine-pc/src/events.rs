@@ -1,8 +1,6 @@
 //! What clients hear of the machine.
 
-use api::{Event, EventSink, GuestPanicAction, ShutdownCause};
-
-use crate::run_state::{PanicAction, WatchdogAction};
+use api::{Event, EventSink, GuestPanicAction, PanicAction, ShutdownCause, WatchdogAction};
 
 /// Whether the guest itself is behind it.
 pub(crate) fn is_guests(cause: ShutdownCause) -> bool {
@@ -67,14 +65,5 @@ pub(crate) fn pvshutdown(events: &dyn EventSink) {
 }
 
 pub(crate) fn watchdog(events: &dyn EventSink, action: WatchdogAction) {
-    let action = match action {
-        WatchdogAction::Reset => api::WatchdogAction::Reset,
-        WatchdogAction::Shutdown => api::WatchdogAction::Shutdown,
-        WatchdogAction::Poweroff => api::WatchdogAction::Poweroff,
-        WatchdogAction::Pause => api::WatchdogAction::Pause,
-        WatchdogAction::Debug => api::WatchdogAction::Debug,
-        WatchdogAction::None => api::WatchdogAction::None,
-        WatchdogAction::InjectNmi => api::WatchdogAction::InjectNmi,
-    };
     events.emit(Event::Watchdog(api::WatchdogEvent { action }));
 }

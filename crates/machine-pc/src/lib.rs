@@ -24,6 +24,7 @@ pub mod board;
 mod boot;
 mod bus_access;
 mod chipset;
+pub mod commands;
 mod config;
 mod control;
 mod cpu_thread;
@@ -31,6 +32,8 @@ pub mod devices;
 mod error;
 mod events;
 mod guest_file;
+mod guest_paging;
+mod hmp;
 mod machine;
 pub mod memory;
 mod msr;
@@ -43,6 +46,4 @@ pub use control::{Control, Pausable, ShutdownCause};
 pub use error::MachineError;
 pub use guest_file::GuestFile;
 pub use machine::{ExitStatus, Machine};
-pub use run_state::{
-    Actions, IllegalTransition, PanicAction, RebootAction, RunState, ShutdownAction, WatchdogAction,
-};
+pub use run_state::{Actions, IllegalTransition, RunState};

@@ -5,6 +5,7 @@
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use api::EventSink;
 use device::{MachineRequest, MachineSink};
@@ -16,6 +17,9 @@ use crate::control::Control;
 use crate::cpu_thread::CpuShared;
 use crate::devices::DeviceServices;
 use crate::error::MachineError;
+
+/// How long the end of the program waits for readers of devices' output.
+const OUTPUT_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Work for the machine's thread.
 pub(crate) type Work = Box<dyn FnOnce(&mut Control) + Send>;
@@ -132,6 +136,21 @@ impl Machine {
             .ok()
             .and_then(|status| *status)
             .unwrap_or(ExitStatus(0))
+    }
+
+    /// Waits until what devices have sent is with those who read it, if they do.
+    pub async fn deliver_output(&self) {
+        let cables = self
+            .ask(|control| control.cables())
+            .await
+            .unwrap_or_default();
+        let all = async {
+            for cable in cables {
+                cable.drained().await;
+            }
+        };
+        // Who does not read by now does not get it.
+        let _ = tokio::time::timeout(OUTPUT_PATIENCE, all).await;
     }
 
     /// Stops the processors and ends all threads. Blocks until they have ended.

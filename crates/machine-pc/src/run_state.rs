@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use api::{PanicAction, RebootAction, ShutdownAction, WatchdogAction};
+
 /// What the machine is doing, by QEMU's names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RunState {
@@ -52,6 +54,22 @@ impl RunState {
             Self::Suspended => "suspended",
             Self::Watchdog => "watchdog",
             Self::GuestPanicked => "guest-panicked",
+        }
+    }
+
+    /// The state in the protocol's type.
+    #[must_use]
+    pub fn to_api(self) -> api::RunState {
+        match self {
+            Self::Prelaunch => api::RunState::Prelaunch,
+            Self::Running => api::RunState::Running,
+            Self::Paused => api::RunState::Paused,
+            Self::IoError => api::RunState::IoError,
+            Self::InternalError => api::RunState::InternalError,
+            Self::Shutdown => api::RunState::Shutdown,
+            Self::Suspended => api::RunState::Suspended,
+            Self::Watchdog => api::RunState::Watchdog,
+            Self::GuestPanicked => api::RunState::GuestPanicked,
         }
     }
 
@@ -122,7 +140,7 @@ pub struct IllegalTransition {
 }
 
 /// What a guest's or an operator's wish leads to: `-action`, `set-action`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Actions {
     /// When the guest asks for a reset.
     pub reboot: RebootAction,
@@ -143,56 +161,6 @@ impl Default for Actions {
             watchdog: WatchdogAction::Reset,
         }
     }
-}
-
-/// When the guest asks for a reset.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RebootAction {
-    /// Reset the machine.
-    Reset,
-    /// Switch it off (`-no-reboot`).
-    Shutdown,
-}
-
-/// When the guest switches off.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ShutdownAction {
-    /// End the program.
-    Poweroff,
-    /// Stop the machine and stay (`-no-shutdown`).
-    Pause,
-}
-
-/// When the guest's kernel panics.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PanicAction {
-    /// Tell, and go on.
-    None,
-    /// Stop the machine.
-    Pause,
-    /// Switch off, as the shutdown action says.
-    Shutdown,
-    /// End the program with status 1.
-    ExitFailure,
-}
-
-/// When the watchdog runs out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WatchdogAction {
-    /// Reset the machine.
-    Reset,
-    /// Press the power button.
-    Shutdown,
-    /// Switch off.
-    Poweroff,
-    /// Stop the machine.
-    Pause,
-    /// Tell, and go on.
-    Debug,
-    /// Nothing.
-    None,
-    /// A non-maskable interrupt to the first processor.
-    InjectNmi,
 }
 
 #[cfg(test)]

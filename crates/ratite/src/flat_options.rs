@@ -37,7 +37,12 @@ impl Flat {
     }
 
     /// Takes a value that must be there.
-    pub(crate) fn required(&mut self, backend: &str, key: &str, what: &str) -> Result<String, QmpError> {
+    pub(crate) fn required(
+        &mut self,
+        backend: &str,
+        key: &str,
+        what: &str,
+    ) -> Result<String, QmpError> {
         let missing = || QmpError::generic(format!("chardev: {backend}: {what}"));
         self.take(key).ok_or_else(missing)
     }
@@ -131,4 +136,3 @@ fn split_commas(text: &str) -> Vec<String> {
     parts.retain(|part| !part.is_empty());
     parts
 }
-

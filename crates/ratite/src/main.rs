@@ -1,11 +1,13 @@
 //! `ratite`: one program, with personalities that it takes on by its first argument or by the
 //! name it is called by.
 
+mod flat_options;
 mod manual;
 mod newcomer;
 mod qapi_command;
 mod qmp_shell;
 mod storage_daemon;
+mod system;
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -18,6 +20,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 /// The names people have in their scripts, and the personality each stands for.
 const OTHER_NAMES: &[(&str, &str)] = &[
+    ("qemu-system-x86_64", "system"),
     ("qemu-storage-daemon", "storage-daemon"),
     ("qmp-shell", "qmp"),
 ];
@@ -28,6 +31,7 @@ Ratite: QEMU's machine protocol, and the machine and the disks behind it.
 usage: ratite [COMMAND] [OPTION...]
 
   (no command)      a first look: a disk, a QMP socket and an NBD export, ready to try
+  system            a PC under QMP (qemu-system-x86_64)
   storage-daemon    serve block nodes, jobs and exports under QMP (qemu-storage-daemon)
   qmp               talk QMP with a server: a shell, or one command (qmp-shell)
   qapi              check, introspect, document QAPI schemas, or generate Rust from them
@@ -65,6 +69,7 @@ fn main() -> ExitCode {
 
 fn run(personality: &str, program: &str, arguments: Vec<OsString>) -> ExitCode {
     match personality {
+        "system" => system::main(program, arguments),
         "storage-daemon" => storage_daemon::main(program, arguments),
         "qmp" => qmp_shell::main(program, arguments),
         "qapi" => qapi_command::main(arguments),

@@ -76,6 +76,19 @@ pub struct Bar {
     pub name: String,
 }
 
+/// A base address register as the guest has programmed it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BarPlace {
+    /// 0 to 5.
+    pub index: u8,
+    /// Where it lives.
+    pub kind: BarKind,
+    /// What it decodes, in bytes.
+    pub length: u64,
+    /// Its address, while it decodes.
+    pub address: Option<u64>,
+}
+
 struct Mask {
     /// Bits the guest sets and clears.
     writable: [u8; BYTES],
@@ -375,6 +388,18 @@ impl PciHeader {
         let inner = self.inner.lock();
         let placed = inner.bars.iter().find(|placed| placed.bar.index == index)?;
         placed.mapping.map(|(_, address)| address)
+    }
+
+    /// The base address registers, and where those that decode do.
+    pub fn bars(&self) -> Vec<BarPlace> {
+        let inner = self.inner.lock();
+        let place = |placed: &Placed| BarPlace {
+            index: placed.bar.index,
+            kind: placed.bar.kind,
+            length: placed.bar.length,
+            address: placed.mapping.map(|(_, address)| address),
+        };
+        inner.bars.iter().map(place).collect()
     }
 
     /// Values after reset; handlers disappear from the spaces.

@@ -1,7 +1,7 @@
 //! `ratite storage-daemon`: block nodes, jobs and exports under QMP, without a machine.
 
-mod background;
-mod chardev_option;
+pub(crate) mod background;
+pub(crate) mod chardev_option;
 pub(crate) mod options;
 
 use std::cell::RefCell;
@@ -164,7 +164,7 @@ impl EndSignals {
     }
 
     /// Waits for any of them.
-    async fn any(&mut self) {
+    pub(crate) async fn any(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}

@@ -36,48 +36,117 @@ const fn flag(name: &'static str, help: &'static str) -> Spec {
 
 /// The options, in the order of `--help`.
 const OPTIONS: &[Spec] = &[
-    text("machine", "[type=]NAME[,PROP=VALUE...]", "the board: pc, microvm, none ('help' lists them)"),
+    text(
+        "machine",
+        "[type=]NAME[,PROP=VALUE...]",
+        "the board: pc, microvm, none ('help' lists them)",
+    ),
     text("M", "NAME", "the same as -machine"),
-    text("accel", "NAME[,PROP=VALUE...]", "who executes: tcg, qtest; the first that works of several"),
-    text("cpu", "MODEL", "the CPU model: qemu64, max ('help' lists them)"),
+    text(
+        "accel",
+        "NAME[,PROP=VALUE...]",
+        "who executes: tcg, qtest; the first that works of several",
+    ),
+    text(
+        "cpu",
+        "MODEL",
+        "the CPU model: qemu64, max ('help' lists them)",
+    ),
     text("smp", "N[,sockets=..,cores=..,threads=..]", "processors"),
     text("m", "[size=]SIZE", "RAM, in MiB if there is no suffix"),
     text("name", "NAME", "the machine's name"),
     text("uuid", "UUID", "the machine's UUID"),
-    text("rtc", "[base=utc|localtime|DATE][,clock=..]", "the guest's time of day"),
+    text(
+        "rtc",
+        "[base=utc|localtime|DATE][,clock=..]",
+        "the guest's time of day",
+    ),
     text("kernel", "FILE", "a kernel: bzImage, PVH or multiboot ELF"),
     text("initrd", "FILE", "the kernel's initial RAM disk"),
     text("append", "TEXT", "the kernel's command line"),
     text("bios", "FILE", "firmware that starts at the reset vector"),
-    text("object", "TYPE,id=ID[,PROP=VALUE...]", "create an object: secret, iothread ..."),
-    text("chardev", "BACKEND,id=ID[,...]", "create a character device: socket, stdio, pty, file ..."),
-    text("blockdev", "[driver=]DRIVER,node-name=NAME[,...]", "add a block node"),
-    text("drive", "file=FILE[,if=..][,format=..][,id=..]", "add a block node, and a disk over it"),
+    text(
+        "object",
+        "TYPE,id=ID[,PROP=VALUE...]",
+        "create an object: secret, iothread ...",
+    ),
+    text(
+        "chardev",
+        "BACKEND,id=ID[,...]",
+        "create a character device: socket, stdio, pty, file ...",
+    ),
+    text(
+        "blockdev",
+        "[driver=]DRIVER,node-name=NAME[,...]",
+        "add a block node",
+    ),
+    text(
+        "drive",
+        "file=FILE[,if=..][,format=..][,id=..]",
+        "add a block node, and a disk over it",
+    ),
     text("hda", "FILE", "a disk from a file"),
     text("cdrom", "FILE", "a CD-ROM from a file"),
-    text("device", "DRIVER[,id=ID][,PROP=VALUE...]", "add a device ('help' lists them)"),
-    text("serial", "DEV", "connect the next serial port: stdio, none, chardev:ID, file:.., unix:.. ..."),
+    text(
+        "device",
+        "DRIVER[,id=ID][,PROP=VALUE...]",
+        "add a device ('help' lists them)",
+    ),
+    text(
+        "serial",
+        "DEV",
+        "connect the next serial port: stdio, none, chardev:ID, file:.., unix:.. ...",
+    ),
     text("debugcon", "DEV", "connect the debug console, port 0xe9"),
-    text("monitor", "DEV", "a monitor for people on a character device"),
+    text(
+        "monitor",
+        "DEV",
+        "a monitor for people on a character device",
+    ),
     text("qmp", "DEV", "QMP on a character device"),
-    text("mon", "[chardev=]ID[,mode=control|readline][,pretty=on]", "a monitor on a chardev"),
+    text(
+        "mon",
+        "[chardev=]ID[,mode=control|readline][,pretty=on]",
+        "a monitor on a chardev",
+    ),
     text("qtest", "DEV", "the qtest protocol on a character device"),
-    text("display", "none", "what shows the guest's display; there is none yet"),
+    text(
+        "display",
+        "none",
+        "what shows the guest's display; there is none yet",
+    ),
     text("vga", "none", "the display adapter; there is none yet"),
     text("net", "none", "network; there is none yet"),
     text("nic", "none", "network; there is none yet"),
     text("boot", "ORDER", "what firmware boots from"),
-    text("action", "EVENT=ACTION[,...]", "what guests' reboot, shutdown, panic and watchdog lead to"),
-    text("watchdog-action", "ACTION", "the same as -action watchdog=ACTION"),
+    text(
+        "action",
+        "EVENT=ACTION[,...]",
+        "what guests' reboot, shutdown, panic and watchdog lead to",
+    ),
+    text(
+        "watchdog-action",
+        "ACTION",
+        "the same as -action watchdog=ACTION",
+    ),
     text("pidfile", "FILE", "leave the process id there"),
     flag("S", "do not start the guest; 'cont' does"),
-    flag("nographic", "no display; the first serial port is standard input and output"),
+    flag(
+        "nographic",
+        "no display; the first serial port is standard input and output",
+    ),
     flag("nodefaults", "no devices that nobody asked for"),
-    flag("no-user-config", "nothing; there are no configuration files"),
+    flag(
+        "no-user-config",
+        "nothing; there are no configuration files",
+    ),
     flag("no-reboot", "the same as -action reboot=shutdown"),
     flag("no-shutdown", "the same as -action shutdown=pause"),
     flag("enable-kvm", "the same as -accel kvm"),
-    flag("daemonize", "go to the background once everything is set up"),
+    flag(
+        "daemonize",
+        "go to the background once everything is set up",
+    ),
     flag("version", "print the version"),
     flag("help", "this text"),
     flag("h", "this text"),
@@ -192,12 +261,16 @@ mod tests {
     use super::*;
 
     fn parsed(arguments: &[&str]) -> Result<Parsed, String> {
-        parse("ratite system", arguments.iter().map(OsString::from).collect())
+        parse(
+            "ratite system",
+            arguments.iter().map(OsString::from).collect(),
+        )
     }
 
     #[test]
     fn one_dash_or_two() {
-        let Ok(Parsed::Run(given)) = parsed(&["-m", "1G", "--kernel", "k", "-S", "disk.img"]) else {
+        let Ok(Parsed::Run(given)) = parsed(&["-m", "1G", "--kernel", "k", "-S", "disk.img"])
+        else {
             panic!("options expected");
         };
         let given: Vec<_> = given.iter().map(|one| (one.option, &*one.text)).collect();

@@ -1,0 +1,399 @@
+//! From options to what a machine is made from.
+
+use api::{PanicAction, QmpError, RebootAction, ShutdownAction, WatchdogAction};
+use machine_pc::board::{BOARDS, Board};
+use machine_pc::{AcceleratorKind, Actions, GuestFile, MachineConfig, Payload, RtcBase, Topology};
+
+use super::options::Given;
+use crate::flat_options::Flat;
+
+/// What of the options is the machine's own.
+pub(crate) struct MachineOptions {
+    /// What the machine is made from.
+    pub(crate) config: MachineConfig,
+    /// Do not start the guest.
+    pub(crate) stopped: bool,
+}
+
+/// What a person asked to be told instead.
+pub(crate) enum Wanted {
+    /// A machine.
+    Machine(Box<MachineOptions>),
+    /// A list.
+    Help(String),
+}
+
+fn wrong(option: &str, text: &str, why: &str) -> QmpError {
+    QmpError::generic(format!("-{option} {text}: {why}"))
+}
+
+/// Reads the machine's own options; others are left alone.
+///
+/// # Errors
+/// Words for people.
+pub(crate) fn read(given: &[Given]) -> Result<Wanted, QmpError> {
+    let mut config = MachineConfig {
+        board: Board::default_board(),
+        ram_bytes: 0,
+        topology: Topology::of(1),
+        cpu_model: "max".to_owned(),
+        accelerator: AcceleratorKind::Tcg,
+        payload: Payload::default(),
+        name: None,
+        uuid: None,
+        rtc: RtcBase::Utc,
+        actions: Actions::default(),
+    };
+    let mut accelerators = Vec::new();
+    let mut stopped = false;
+    for Given { option, text } in given {
+        if matches!(*option, "machine" | "M" | "cpu" | "accel") && matches!(&**text, "help" | "?") {
+            return Ok(Wanted::Help(help(option)));
+        }
+        match *option {
+            "machine" | "M" => machine(&mut config, &mut accelerators, text)?,
+            "accel" => accelerators.push(text.split(',').next().unwrap_or_default().to_owned()),
+            "enable-kvm" => accelerators.push("kvm".to_owned()),
+            "cpu" => config.cpu_model = cpu(text)?,
+            "smp" => config.topology = smp(text)?,
+            "m" => config.ram_bytes = memory(text)?,
+            "name" => config.name = name(text)?,
+            "uuid" => config.uuid = Some(uuid(text)?),
+            "rtc" => config.rtc = rtc(text)?,
+            "kernel" => config.payload.kernel = Some(open("kernel", text)?),
+            "initrd" => config.payload.initrd = Some(open("initrd", text)?),
+            "bios" => config.payload.firmware = Some(open("bios", text)?),
+            "append" => config.payload.command_line.clone_from(text),
+            "S" => stopped = true,
+            "no-reboot" => config.actions.reboot = RebootAction::Shutdown,
+            "no-shutdown" => config.actions.shutdown = ShutdownAction::Pause,
+            "action" => action(&mut config.actions, text)?,
+            "watchdog-action" => action(&mut config.actions, &format!("watchdog={text}"))?,
+            _ => {}
+        }
+    }
+    if config.ram_bytes == 0 {
+        config.ram_bytes = config.board.default_ram_bytes;
+    }
+    config.accelerator = choose(&accelerators)?;
+    if config.payload.kernel.is_none() {
+        let needs = [
+            ("initrd", config.payload.initrd.is_some()),
+            ("append", !config.payload.command_line.is_empty()),
+        ];
+        if let Some((option, _)) = needs.iter().find(|(_, given)| *given) {
+            return Err(QmpError::generic(format!(
+                "-{option} only allowed with -kernel option"
+            )));
+        }
+    }
+    Ok(Wanted::Machine(Box::new(MachineOptions {
+        config,
+        stopped,
+    })))
+}
+
+fn help(option: &str) -> String {
+    match option {
+        "cpu" => {
+            "Available CPUs:\n  max                   Every feature that the accelerator has\n  \
+                  qemu64                Ratite's least 64-bit processor\n"
+                .to_owned()
+        }
+        "accel" => "Accelerators supported in this program:\nqtest\ntcg\n".to_owned(),
+        _ => {
+            let mut text = "Supported machines are:\n".to_owned();
+            for board in BOARDS {
+                for alias in board.aliases {
+                    let name = board.name;
+                    text.push_str(&format!(
+                        "{alias:20} {} (alias of {name})\n",
+                        board.description
+                    ));
+                }
+                let default = if board.is_default { " (default)" } else { "" };
+                text.push_str(&format!(
+                    "{:20} {}{default}\n",
+                    board.name, board.description
+                ));
+            }
+            text
+        }
+    }
+}
+
+fn open(option: &str, path: &str) -> Result<GuestFile, QmpError> {
+    GuestFile::open(path).map_err(|error| wrong(option, path, &error.to_string()))
+}
+
+fn machine(
+    config: &mut MachineConfig,
+    accelerators: &mut Vec<String>,
+    text: &str,
+) -> Result<(), QmpError> {
+    let mut flat = Flat::parse(text, "type")?;
+    if let Some(name) = flat.take("type") {
+        config.board = Board::find(&name).ok_or_else(|| {
+            QmpError::generic(format!(
+                "unsupported machine type: \"{name}\"\nUse -machine help to list supported machines"
+            ))
+        })?;
+    }
+    if let Some(accel) = flat.take("accel") {
+        accelerators.extend(accel.split(':').map(str::to_owned));
+    }
+    // Switches of what this board does not have may be off.
+    for switch in [
+        "usb",
+        "vmport",
+        "smm",
+        "graphics",
+        "dump-guest-core",
+        "mem-merge",
+        "hpet",
+        "acpi",
+        "pit",
+        "pic",
+        "rtc",
+        "isa-serial",
+        "x-option-roms",
+        "auto-kernel-cmdline",
+    ] {
+        flat.switch(switch)?;
+    }
+    flat.end()
+}
+
+fn choose(asked: &[String]) -> Result<AcceleratorKind, QmpError> {
+    let mut reasons = Vec::new();
+    for name in asked {
+        match name.as_str() {
+            "tcg" => return Ok(AcceleratorKind::Tcg),
+            "qtest" => return Ok(AcceleratorKind::Qtest),
+            "kvm" => reasons.push("failed to initialize kvm: this build has no KVM".to_owned()),
+            other => reasons.push(format!("invalid accelerator {other}")),
+        }
+    }
+    match reasons.is_empty() {
+        true => Ok(AcceleratorKind::Tcg),
+        false => Err(QmpError::generic(reasons.join("\n"))),
+    }
+}
+
+fn cpu(text: &str) -> Result<String, QmpError> {
+    let (model, features) = text.split_once(',').unwrap_or((text, ""));
+    if let Some(feature) = features.split(',').find(|feature| !feature.is_empty()) {
+        return Err(wrong(
+            "cpu",
+            text,
+            &format!("feature '{feature}' cannot be changed yet"),
+        ));
+    }
+    Ok(model
+        .strip_suffix("-x86_64-cpu")
+        .unwrap_or(model)
+        .to_owned())
+}
+
+fn smp(text: &str) -> Result<Topology, QmpError> {
+    let mut flat = Flat::parse(text, "cpus")?;
+    let mut take = |key: &str| -> Result<Option<u32>, QmpError> {
+        let Some(text) = flat.take(key) else {
+            return Ok(None);
+        };
+        let number = text
+            .parse()
+            .ok()
+            .filter(|number| (1..=1024).contains(number));
+        let number = number.ok_or_else(|| QmpError::invalid_parameter_value(key, "a number"))?;
+        Ok(Some(number))
+    };
+    let (cpus, max) = (take("cpus")?, take("maxcpus")?);
+    let (sockets, dies) = (take("sockets")?, take("dies")?.unwrap_or(1));
+    let (cores, threads) = (take("cores")?, take("threads")?.unwrap_or(1));
+    flat.end()?;
+    let given = sockets.unwrap_or(1) * dies * cores.unwrap_or(1) * threads;
+    let wanted = max.or(cpus).unwrap_or(given);
+    let per_socket = dies * cores.unwrap_or(1) * threads;
+    let sockets = sockets.unwrap_or_else(|| (wanted / per_socket).max(1));
+    let cores = cores.unwrap_or_else(|| (wanted / (sockets * dies * threads)).max(1));
+    let product = sockets * dies * cores * threads;
+    if product != wanted {
+        return Err(QmpError::generic(format!(
+            "Invalid CPU topology: product of the hierarchy must match maxcpus: sockets ({sockets}) * dies \
+             ({dies}) * cores ({cores}) * threads ({threads}) != maxcpus ({wanted})"
+        )));
+    }
+    let cpus = cpus.unwrap_or(product);
+    if cpus > product {
+        return Err(QmpError::generic(format!(
+            "Invalid CPU topology: maxcpus must be equal to or greater than smp: maxcpus ({product}) < smp_cpus ({cpus})"
+        )));
+    }
+    Ok(Topology {
+        cpus,
+        sockets,
+        dies,
+        cores,
+        threads,
+    })
+}
+
+fn memory(text: &str) -> Result<u64, QmpError> {
+    let mut flat = Flat::parse(text, "size")?;
+    let size = flat.take("size").unwrap_or_default();
+    flat.end()?;
+    // Without a suffix it is MiB.
+    let size = match size.bytes().last() {
+        Some(b'0'..=b'9') => format!("{size}M"),
+        _ => size,
+    };
+    api::keyval::parse_size(&size).ok_or_else(|| {
+        QmpError::invalid_parameter_value("size", "a non-negative number below 2^64")
+    })
+}
+
+fn name(text: &str) -> Result<Option<String>, QmpError> {
+    let mut flat = Flat::parse(text, "guest")?;
+    let name = flat.take("guest");
+    for switch in ["debug-threads"] {
+        flat.switch(switch)?;
+    }
+    flat.take("process");
+    flat.end()?;
+    Ok(name)
+}
+
+fn uuid(text: &str) -> Result<String, QmpError> {
+    let groups: Vec<&str> = text.split('-').collect();
+    let lengths: Vec<usize> = groups.iter().map(|group| group.len()).collect();
+    let digits = groups
+        .iter()
+        .all(|group| group.bytes().all(|byte| byte.is_ascii_hexdigit()));
+    if digits && lengths == [8, 4, 4, 4, 12] {
+        return Ok(text.to_ascii_lowercase());
+    }
+    Err(QmpError::generic(
+        "failed to parse UUID string: wrong format",
+    ))
+}
+
+fn rtc(text: &str) -> Result<RtcBase, QmpError> {
+    let mut flat = Flat::parse(text, "base")?;
+    let base = flat.take("base").unwrap_or_else(|| "utc".to_owned());
+    flat.take("clock");
+    flat.take("driftfix");
+    flat.end()?;
+    match base.as_str() {
+        "utc" => Ok(RtcBase::Utc),
+        date => parse_date(date).map(RtcBase::UnixSeconds).ok_or_else(|| {
+            wrong(
+                "rtc",
+                text,
+                "'base' is 'utc' or a date such as 2006-06-17T16:01:21",
+            )
+        }),
+    }
+}
+
+/// Seconds since 1970 of `YYYY-MM-DD` or `YYYY-MM-DDThh:mm:ss`.
+fn parse_date(text: &str) -> Option<i64> {
+    let (date, time) = text.split_once('T').unwrap_or((text, "00:00:00"));
+    let numbers = |text: &str, separator: char| -> Option<[i64; 3]> {
+        let parts: Option<Vec<i64>> = text
+            .split(separator)
+            .map(|part| part.parse().ok())
+            .collect();
+        parts?.try_into().ok()
+    };
+    let [year, month, day] = numbers(date, '-')?;
+    let [hour, minute, second] = numbers(time, ':')?;
+    let sound = (1970..=9999).contains(&year)
+        && (1..=12).contains(&month)
+        && (1..=31).contains(&day)
+        && (0..24).contains(&hour)
+        && (0..60).contains(&minute)
+        && (0..60).contains(&second);
+    if !sound {
+        return None;
+    }
+    // Days since 1970 in the proleptic Gregorian calendar, years beginning in March.
+    let (shifted_year, shifted_month) = if month > 2 {
+        (year, month - 3)
+    } else {
+        (year - 1, month + 9)
+    };
+    let days = shifted_year * 365 + shifted_year / 4 - shifted_year / 100
+        + shifted_year / 400
+        + (shifted_month * 153 + 2) / 5
+        + day
+        - 1
+        - 719_468;
+    Some(((days * 24 + hour) * 60 + minute) * 60 + second)
+}
+
+fn action(actions: &mut Actions, text: &str) -> Result<(), QmpError> {
+    let mut flat = Flat::parse(text, "event")?;
+    let unknown = |event: &str, action: &str| {
+        QmpError::generic(format!(
+            "-action: '{action}' is not an action for '{event}'"
+        ))
+    };
+    if let Some(action) = flat.take("reboot") {
+        actions.reboot = match action.as_str() {
+            "reset" => RebootAction::Reset,
+            "shutdown" => RebootAction::Shutdown,
+            _ => return Err(unknown("reboot", &action)),
+        };
+    }
+    if let Some(action) = flat.take("shutdown") {
+        actions.shutdown = match action.as_str() {
+            "poweroff" => ShutdownAction::Poweroff,
+            "pause" => ShutdownAction::Pause,
+            _ => return Err(unknown("shutdown", &action)),
+        };
+    }
+    if let Some(action) = flat.take("panic") {
+        actions.panic = match action.as_str() {
+            "none" => PanicAction::None,
+            "pause" => PanicAction::Pause,
+            "shutdown" => PanicAction::Shutdown,
+            "exit-failure" => PanicAction::ExitFailure,
+            _ => return Err(unknown("panic", &action)),
+        };
+    }
+    if let Some(action) = flat.take("watchdog") {
+        actions.watchdog = match action.as_str() {
+            "reset" => WatchdogAction::Reset,
+            "shutdown" => WatchdogAction::Shutdown,
+            "poweroff" => WatchdogAction::Poweroff,
+            "pause" => WatchdogAction::Pause,
+            "debug" => WatchdogAction::Debug,
+            "none" => WatchdogAction::None,
+            "inject-nmi" => WatchdogAction::InjectNmi,
+            _ => return Err(unknown("watchdog", &action)),
+        };
+    }
+    flat.end()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_dates_and_topologies() {
+        assert_eq!(memory("512").unwrap(), 512 << 20);
+        assert_eq!(memory("size=1G").unwrap(), 1 << 30);
+        assert!(memory("x").is_err());
+        assert_eq!(parse_date("1970-01-01"), Some(0));
+        assert_eq!(parse_date("2006-06-17T16:01:21"), Some(1_150_560_081));
+        assert_eq!(parse_date("2000-02-29"), Some(951_782_400));
+        assert_eq!(parse_date("2000-13-01"), None);
+        assert_eq!(smp("4").unwrap(), Topology::of(4));
+        let topology = smp("cpus=2,sockets=1,cores=2,threads=2").unwrap();
+        assert_eq!((topology.cpus, topology.threads), (2, 2));
+        assert!(smp("5,sockets=2,cores=2").is_err());
+        assert!(smp("0").is_err());
+    }
+}

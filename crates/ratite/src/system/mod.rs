@@ -1,0 +1,347 @@
+//! `ratite system`: a PC under QMP.
+
+mod legacy_chardev;
+mod machine_options;
+pub(crate) mod options;
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use api::keyval::Options;
+use api::{Interface, MonitorMode, MonitorOptions, QmpError};
+use chardev::ChardevClaim;
+use machine_pc::devices::DeviceServices;
+use machine_pc::{ExitStatus, Machine, ShutdownCause};
+use monitor::{MonitorServer, version_info};
+use serde_json::Value;
+use storage_service::StorageService;
+use tokio::runtime::Runtime;
+use tokio::sync::Notify;
+
+use crate::storage_daemon::{EndSignals, background, chardev_option, control_runtime};
+use legacy_chardev::LegacyChardev;
+use machine_options::{MachineOptions, Wanted};
+use options::{Given, Parsed};
+
+/// Runs the personality; `program` is the name for messages.
+pub(crate) fn main(program: &str, arguments: Vec<OsString>) -> ExitCode {
+    let given = match options::parse(program, arguments) {
+        Ok(Parsed::Run(given)) => given,
+        Ok(Parsed::Print(text)) => {
+            print!("{text}");
+            return ExitCode::SUCCESS;
+        }
+        Err(complaint) => {
+            eprintln!("{program}: {complaint}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let daemonize = given.iter().any(|given| given.option == "daemonize");
+    if daemonize && !background::is_background() {
+        return match background::start_again() {
+            Ok(code) => code,
+            Err(error) => {
+                eprintln!("{program}: cannot go to the background: {error}");
+                ExitCode::FAILURE
+            }
+        };
+    }
+    match run(&given, daemonize) {
+        Ok(code) => code,
+        Err(complaint) => {
+            eprintln!("{program}: {complaint}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(given: &[Given], daemonize: bool) -> Result<ExitCode, String> {
+    let machine = match machine_options::read(given).map_err(|error| error.desc)? {
+        Wanted::Machine(machine) => machine,
+        Wanted::Help(text) => {
+            print!("{text}");
+            return Ok(ExitCode::SUCCESS);
+        }
+    };
+    let runtime = control_runtime().map_err(|error| format!("cannot start: {error}"))?;
+    let ended = runtime.block_on(async {
+        let mut signals =
+            EndSignals::take().map_err(|error| format!("cannot wait for signals: {error}"))?;
+        let mut system = tokio::select! {
+            system = System::set_up(&runtime, given, *machine) => system?,
+            () = signals.any() => return Ok(ExitStatus(0)),
+        };
+        let pidfile = given.iter().rev().find(|given| given.option == "pidfile");
+        let pidfile = pidfile
+            .map(|given| background::PidFile::create(&given.text))
+            .transpose()?;
+        if daemonize {
+            background::settle().map_err(|error| format!("cannot go on: {error}"))?;
+        }
+        system.start().await?;
+        let status = system.wait_for_end(&mut signals).await;
+        system.close().await;
+        drop(pidfile);
+        Ok(status)
+    });
+    // A chardev may still wait for a connection on a thread that nobody needs any more.
+    runtime.shutdown_background();
+    ended.map(|ExitStatus(code): ExitStatus| ExitCode::from(code))
+}
+
+/// A machine with its disks and monitors, in this process.
+pub(crate) struct System {
+    storage: StorageService,
+    machine: Machine,
+    monitors: Arc<MonitorServer>,
+    waiting_monitors: Vec<(ChardevClaim, monitor::MonitorOptions)>,
+    quit: Arc<Notify>,
+    stopped: bool,
+}
+
+/// An option's complaint, with the option before it.
+fn of_option(given: &Given) -> impl Fn(QmpError) -> String {
+    move |error| format!("-{} {}: {}", given.option, given.text, error.desc)
+}
+
+impl System {
+    /// Makes everything that the options ask for; the machine is on and stands.
+    pub(crate) async fn set_up(
+        runtime: &Runtime,
+        given: &[Given],
+        machine: MachineOptions,
+    ) -> Result<Self, String> {
+        let handle = runtime.handle().clone();
+        let storage = StorageService::new(handle.clone())
+            .map_err(|error| format!("cannot start: {error}"))?;
+        set_up_storage(&storage, given).await?;
+        let services = DeviceServices {
+            chardevs: Arc::clone(storage.chardevs()),
+            objects: Arc::clone(storage.objects()),
+            runtime: handle.clone(),
+        };
+        let events = Arc::clone(storage.event_bus()) as _;
+        let MachineOptions { config, stopped } = machine;
+        let made = tokio::task::spawn_blocking(move || Machine::new(config, events, services));
+        let made = made.await.map_err(|error| error.to_string())?;
+        let machine = made.map_err(|error| error.to_string())?;
+        let quit = Arc::<Notify>::default();
+        let mut table = storage.commands(Interface::MACHINE, Arc::clone(&quit));
+        machine_pc::commands::register(&mut table, &machine);
+        let bus = Arc::clone(storage.event_bus());
+        let monitors = MonitorServer::new(table, bus, &version_info(), handle);
+        let mut system = Self {
+            storage,
+            machine,
+            monitors,
+            waiting_monitors: Vec::new(),
+            quit,
+            stopped,
+        };
+        let done = system.add_parts(given).await;
+        if let Err(error) = done {
+            system.machine.close();
+            return Err(error);
+        }
+        Ok(system)
+    }
+
+    async fn add_parts(&mut self, given: &[Given]) -> Result<(), String> {
+        self.add_serial_ports(given).await?;
+        for one in given {
+            let added = match one.option {
+                "device" => self.add_device(&one.text).await,
+                "debugcon" => self.add_debug_console(&one.text).await,
+                "qmp" => self.add_qmp(&one.text).await,
+                "mon" => self.add_monitor(&one.text),
+                "monitor" => refuse_readline(&one.text),
+                _ => continue,
+            };
+            added.map_err(of_option(one))?;
+        }
+        let powered = self.machine.ask(|control| control.power_on()).await;
+        powered
+            .and_then(|powered| powered)
+            .map_err(|error| error.to_string())
+    }
+
+    /// The chardev that a one-word option means; made if it is new.
+    async fn chardev(&self, text: &str, id: &str) -> Result<Option<String>, QmpError> {
+        match legacy_chardev::parse(text, id)? {
+            LegacyChardev::None => Ok(None),
+            LegacyChardev::Existing(id) => Ok(Some(id)),
+            LegacyChardev::New(arguments) => {
+                self.storage.add_chardev(*arguments).await?;
+                Ok(Some(id.to_owned()))
+            }
+        }
+    }
+
+    async fn make_device(
+        &self,
+        driver: &str,
+        id: Option<String>,
+        properties: BTreeMap<String, Value>,
+    ) -> Result<(), QmpError> {
+        let driver = driver.to_owned();
+        let added = self
+            .machine
+            .ask(move |control| control.add_device(&driver, id, properties));
+        let added = added.await;
+        added.map_err(|error| QmpError::generic(error.to_string()))?
+    }
+
+    async fn add_serial_ports(&self, given: &[Given]) -> Result<(), String> {
+        let nographic = given.iter().any(|one| one.option == "nographic");
+        let nodefaults = given.iter().any(|one| one.option == "nodefaults");
+        let texts: Vec<&str> = given
+            .iter()
+            .filter(|one| one.option == "serial")
+            .map(|one| one.text.as_str())
+            .collect();
+        let texts = match (texts.is_empty(), nographic, nodefaults) {
+            (false, _, _) => texts,
+            (true, true, _) => vec!["stdio"],
+            (true, false, true) => vec![],
+            (true, false, false) => vec!["null"],
+        };
+        for (number, text) in texts.into_iter().enumerate() {
+            let complain = |error: QmpError| format!("-serial {text}: {}", error.desc);
+            let chardev = self.chardev(text, &format!("serial{number}")).await;
+            if let Some(chardev) = chardev.map_err(complain)? {
+                let properties = BTreeMap::from([
+                    ("chardev".to_owned(), Value::from(chardev)),
+                    ("index".to_owned(), Value::from(number)),
+                ]);
+                let made = self.make_device("isa-serial", None, properties).await;
+                made.map_err(complain)?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn add_device(&self, text: &str) -> Result<(), QmpError> {
+        let (Options::Json(value) | Options::Keyval(value)) = Options::parse(text, Some("driver"))?;
+        let Value::Object(members) = value else {
+            return Err(QmpError::generic("an object is expected"));
+        };
+        let (driver, id, properties) = machine_pc::devices::split_arguments(members)?;
+        self.make_device(&driver, id, properties).await
+    }
+
+    async fn add_debug_console(&self, text: &str) -> Result<(), QmpError> {
+        let Some(chardev) = self.chardev(text, "debugcon").await? else {
+            return Ok(());
+        };
+        let properties = BTreeMap::from([("chardev".to_owned(), Value::from(chardev))]);
+        self.make_device("isa-debugcon", None, properties).await
+    }
+
+    async fn add_qmp(&mut self, text: &str) -> Result<(), QmpError> {
+        let id = format!("compat_monitor{}", self.waiting_monitors.len());
+        if let Some(chardev) = self.chardev(text, &id).await? {
+            let claim = self.storage.chardevs().claim(&chardev)?;
+            let options = monitor::MonitorOptions {
+                id: Some(id),
+                pretty: false,
+            };
+            self.waiting_monitors.push((claim, options));
+        }
+        Ok(())
+    }
+
+    fn add_monitor(&mut self, text: &str) -> Result<(), QmpError> {
+        let options: MonitorOptions = Options::parse(text, Some("chardev"))?.read()?;
+        if options.mode == Some(MonitorMode::Readline) {
+            return refuse_readline("readline");
+        }
+        let claim = self.storage.chardevs().claim(&options.chardev)?;
+        let options = monitor::MonitorOptions {
+            id: options.id,
+            pretty: options.pretty == Some(true),
+        };
+        self.waiting_monitors.push((claim, options));
+        Ok(())
+    }
+
+    /// Lets the monitors answer and starts the guest.
+    ///
+    /// # Errors
+    /// The machine has ended meanwhile.
+    pub(crate) async fn start(&mut self) -> Result<(), String> {
+        for (claim, options) in std::mem::take(&mut self.waiting_monitors) {
+            self.monitors.serve_chardev(claim, &options);
+        }
+        if self.stopped {
+            return Ok(());
+        }
+        let started = self.machine.ask(|control| control.cont()).await;
+        started
+            .and_then(|started| started)
+            .map_err(|error| error.to_string())
+    }
+
+    /// Waits until the guest, a client or a signal ends the machine.
+    pub(crate) async fn wait_for_end(&self, signals: &mut EndSignals) -> ExitStatus {
+        let cause = tokio::select! {
+            status = self.machine.ended() => return status,
+            () = self.quit.notified() => ShutdownCause::HostQmpQuit,
+            () = signals.any() => ShutdownCause::HostSignal,
+        };
+        // A machine that has ended meanwhile has ended.
+        let _ = self
+            .machine
+            .ask(move |control| control.shutdown(cause))
+            .await;
+        self.machine.ended().await
+    }
+
+    /// Ends everything in good order.
+    pub(crate) async fn close(self) {
+        let machine = self.machine.clone();
+        machine.deliver_output().await;
+        if let Err(error) = tokio::task::spawn_blocking(move || machine.close()).await {
+            tracing::error!(%error, "the machine did not end well");
+        }
+        self.storage.close().await;
+        self.monitors.close().await;
+    }
+}
+
+async fn set_up_storage(storage: &StorageService, given: &[Given]) -> Result<(), String> {
+    for one in given.iter().filter(|one| one.option == "object") {
+        let options = Options::parse(&one.text, Some("qom-type")).and_then(Options::read);
+        let added = match options {
+            Ok(options) => storage.add_object(options).await,
+            Err(error) => Err(error),
+        };
+        added.map_err(of_option(one))?;
+    }
+    for one in given.iter().filter(|one| one.option == "chardev") {
+        let added = match chardev_option::parse(&one.text) {
+            Ok(arguments) => storage.add_chardev(arguments).await,
+            Err(error) => Err(error),
+        };
+        added.map_err(of_option(one))?;
+    }
+    for one in given.iter().filter(|one| one.option == "blockdev") {
+        let options = Options::parse(&one.text, Some("driver")).and_then(Options::read);
+        let added = match options {
+            Ok(options) => storage.add_node(options).await,
+            Err(error) => Err(error),
+        };
+        added.map_err(of_option(one))?;
+    }
+    Ok(())
+}
+
+fn refuse_readline(text: &str) -> Result<(), QmpError> {
+    match text {
+        "none" | "null" => Ok(()),
+        _ => Err(QmpError::generic(
+            "there is no monitor for people yet; use QMP, and 'ratite qmp' as its shell",
+        )),
+    }
+}
