@@ -32,6 +32,7 @@
 //! A kernel format: a module beside `linux`, with a line in [`KernelFormat`]. A fixed address in
 //! low memory: the table in [`low_memory`].
 
+pub mod acpi;
 mod entry;
 mod image;
 mod layout;
@@ -53,6 +54,19 @@ pub enum Error {
     /// RAM of a size that cannot be.
     #[error("{0} bytes of RAM: must be whole pages of 4096 bytes, from 1 MiB to 1 TiB; change -m")]
     RamSize(u64),
+    /// Too many of something for ACPI tables.
+    #[error("{count} {what} are too many for ACPI tables; {max} is the most")]
+    TooMany {
+        /// Of what.
+        what: &'static str,
+        /// How many.
+        count: usize,
+        /// The limit.
+        max: usize,
+    },
+    /// A range that must have something in it.
+    #[error("{0} is an empty range; give it an end above its start")]
+    EmptyRange(&'static str),
     /// A reserved range that is empty, wraps, or overlaps another one.
     #[error("reserved range of {bytes:#x} bytes at {start:#x} is empty, wraps or overlaps another")]
     Reserved {
