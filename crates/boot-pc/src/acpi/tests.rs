@@ -252,8 +252,8 @@ fn what_cannot_be_described_is_refused() {
         "4097 CPUs are too many for ACPI tables; 4096 is the most"
     );
     let mut description = pc(1);
-    for range in [5..5, 9..2] {
-        description.pci.as_mut().unwrap().high_memory = Some(range);
+    for (start, end) in [(5, 5), (9, 2)] {
+        description.pci.as_mut().unwrap().high_memory = Some(start..end);
         assert!(AcpiTables::new(&description).is_err());
     }
 }
