@@ -42,6 +42,7 @@ mod linux;
 pub mod low_memory;
 mod multiboot;
 mod pvh;
+pub mod smbios;
 
 use elf::ElfImage;
 pub use elf::MAX_PROGRAM_HEADERS;
@@ -65,6 +66,9 @@ pub enum Error {
     /// RAM of a size that cannot be.
     #[error("{0} bytes of RAM: must be whole pages of 4096 bytes, from 1 MiB to 1 TiB; change -m")]
     RamSize(u64),
+    /// A text that SMBIOS cannot hold.
+    #[error("SMBIOS text '{0}': it must have at most 1024 bytes and no zero byte; change -smbios")]
+    SmbiosText(String),
     /// More ranges than a memory map has room for.
     #[error("more than {MAX_RESERVED} reserved ranges; join neighbours")]
     TooManyReserved,
@@ -74,8 +78,8 @@ pub enum Error {
     /// Too many modules.
     #[error("{0} modules; {MAX_MODULES} is the most")]
     TooManyModules(usize),
-    /// Too many of something for ACPI tables.
-    #[error("{count} {what} are too many for ACPI tables; {max} is the most")]
+    /// Too many of something for ACPI or SMBIOS tables.
+    #[error("{count} {what} are too many for the machine's tables; {max} is the most")]
     TooMany {
         /// Of what.
         what: &'static str,

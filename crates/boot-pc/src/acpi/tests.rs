@@ -249,7 +249,7 @@ fn what_cannot_be_described_is_refused() {
     let refused = AcpiTables::new(&pc(4097)).unwrap_err();
     assert_eq!(
         refused.to_string(),
-        "4097 CPUs are too many for ACPI tables; 4096 is the most"
+        "4097 CPUs are too many for the machine's tables; 4096 is the most"
     );
     let mut description = pc(1);
     for (start, end) in [(5, 5), (9, 2)] {
