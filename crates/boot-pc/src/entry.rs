@@ -27,6 +27,8 @@ const DIRECTORIES: u64 = 4;
 /// A general register, by its place in [`Registers::general`].
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum General {
+    Rax = 0,
+    Rbx = 3,
     Rsi = 6,
 }
 

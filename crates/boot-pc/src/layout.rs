@@ -10,6 +10,11 @@ use crate::{Error, low_memory};
 pub const PCI_HOLE_START: u64 = 0xc000_0000;
 const FOUR_GIB: u64 = 1 << 32;
 const PAGE_BYTES: u64 = guest_memory::PAGE_BYTES;
+/// The most ranges in a map for an operating system: what Linux' boot parameters have room for.
+pub const MAX_E820_ENTRIES: usize = 128;
+/// The most ranges that can be reserved, so that every map stays within [`MAX_E820_ENTRIES`]: each
+/// splits one range of RAM into two, and the first megabyte and the hole bring eight more.
+pub const MAX_RESERVED: usize = 60;
 /// RAM that a machine has at least.
 const MIN_RAM_BYTES: u64 = 1 << 20;
 
@@ -114,12 +119,15 @@ impl MachineLayout {
     /// Says that a range, in RAM or outside, is not for the guest to use.
     ///
     /// # Errors
-    /// It is empty, wraps, or overlaps one that is reserved already.
+    /// It is empty, wraps, overlaps one that is reserved already, or is one too many.
     pub fn reserve(&mut self, start: u64, bytes: u64, kind: E820Kind) -> Result<(), Error> {
         let entry = E820Entry { start, bytes, kind };
         let overlaps = |other: &E820Entry| other.start < entry.end() && start < other.end();
         if bytes == 0 || start.checked_add(bytes).is_none() || self.reserved.iter().any(overlaps) {
             return Err(Error::Reserved { start, bytes });
+        }
+        if self.reserved.len() >= MAX_RESERVED {
+            return Err(Error::TooManyReserved);
         }
         self.reserved.push(entry);
         self.reserved.sort_by_key(|entry| entry.start);
@@ -327,7 +335,7 @@ mod tests {
         #[test]
         fn an_address_is_usable_exactly_if_it_is_free_ram(
             pages in 256_u64..2_000_000,
-            wanted in proptest::collection::vec((0_u64..0x1_2000_0000, 1_u64..0x1000_0000), 0..8),
+            wanted in proptest::collection::vec((0_u64..0x1_2000_0000, 1_u64..0x10_0000), 0..80),
             probes in proptest::collection::vec(0_u64..0x2_4000_0000, 64),
         ) {
             let mut layout = MachineLayout::new(pages * 4096).unwrap();
@@ -339,6 +347,7 @@ mod tests {
                 }
             }
             let map = layout.e820();
+            prop_assert!(map.len() <= MAX_E820_ENTRIES);
             for pair in map.windows(2) {
                 prop_assert!(pair[0].end() <= pair[1].start, "{map:?}");
             }

@@ -32,20 +32,33 @@
 //! A kernel format: a module beside `linux`, with a line in [`KernelFormat`]. A fixed address in
 //! low memory: the table in [`low_memory`].
 
+pub mod acpi;
+mod elf;
 mod entry;
+mod handover;
 mod image;
 mod layout;
 mod linux;
 pub mod low_memory;
+mod multiboot;
+mod pvh;
+pub mod smbios;
 
+use elf::ElfImage;
+pub use elf::MAX_PROGRAM_HEADERS;
 pub use entry::Start;
 pub use image::{BootImage, Piece};
-pub use layout::{E820Entry, E820Kind, MachineLayout, PCI_HOLE_START};
+pub use layout::{
+    E820Entry, E820Kind, MAX_E820_ENTRIES, MAX_RESERVED, MachineLayout, PCI_HOLE_START,
+};
 pub use linux::{EntryMode, LinuxHeader};
 
 /// The most bytes a kernel, an initial RAM disk or a module may have: 4 GiB less one, what their
 /// size fields can say.
 pub const MAX_FILE_BYTES: u64 = 0xffff_ffff;
+
+/// The most modules.
+pub const MAX_MODULES: usize = 64;
 
 /// What can be wrong with what is to be booted.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -53,6 +66,31 @@ pub enum Error {
     /// RAM of a size that cannot be.
     #[error("{0} bytes of RAM: must be whole pages of 4096 bytes, from 1 MiB to 1 TiB; change -m")]
     RamSize(u64),
+    /// A text that SMBIOS cannot hold.
+    #[error("SMBIOS text '{0}': it must have at most 1024 bytes and no zero byte; change -smbios")]
+    SmbiosText(String),
+    /// More ranges than a memory map has room for.
+    #[error("more than {MAX_RESERVED} reserved ranges; join neighbours")]
+    TooManyReserved,
+    /// Modules for a kernel that takes none.
+    #[error("a Linux kernel takes one initial RAM disk and no other modules; name one file")]
+    Modules,
+    /// Too many modules.
+    #[error("{0} modules; {MAX_MODULES} is the most")]
+    TooManyModules(usize),
+    /// Too many of something for ACPI or SMBIOS tables.
+    #[error("{count} {what} are too many for the machine's tables; {max} is the most")]
+    TooMany {
+        /// Of what.
+        what: &'static str,
+        /// How many.
+        count: usize,
+        /// The limit.
+        max: usize,
+    },
+    /// A range that must have something in it.
+    #[error("{0} is an empty range; give it an end above its start")]
+    EmptyRange(&'static str),
     /// A reserved range that is empty, wraps, or overlaps another one.
     #[error("reserved range of {bytes:#x} bytes at {start:#x} is empty, wraps or overlaps another")]
     Reserved {
@@ -136,6 +174,21 @@ pub enum Error {
 pub enum KernelFormat {
     /// A Linux bzImage, boot protocol 2.02 or later.
     BzImage,
+    /// An image with a multiboot header.
+    Multiboot,
+    /// An ELF image with a PVH note.
+    Pvh,
+    /// An ELF image of 64 bits, entered as Linux is: `vmlinux`.
+    Elf64,
+}
+
+/// A file for a kernel, with a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Module<'a> {
+    /// Its bytes.
+    pub bytes: &'a [u8],
+    /// Its text: the file's name and arguments, say.
+    pub text: &'a [u8],
 }
 
 /// What is handed to a kernel.
@@ -143,18 +196,32 @@ pub enum KernelFormat {
 pub struct BootOptions<'a> {
     /// The command line, without a zero at its end.
     pub command_line: &'a [u8],
-    /// The initial RAM disk. A multiboot kernel gets it as its first module.
+    /// The initial RAM disk. A PVH or multiboot kernel gets it as its first module.
     pub initrd: Option<&'a [u8]>,
+    /// More modules, for PVH and multiboot kernels.
+    pub modules: &'a [Module<'a>],
     /// Which entry to use where a kernel has several.
     pub entry: EntryMode,
     /// Where the ACPI root pointer lies, for kernels that are told.
     pub rsdp: Option<guest_memory::GuestPhysAddr>,
 }
 
-/// What a file is, if it is a kernel that [`load`] knows.
+/// What a file is, if it is a kernel that [`load`] knows. A kernel with several headers is the
+/// first of: bzImage, multiboot, PVH, ELF of 64 bits.
 #[must_use]
 pub fn kernel_format(kernel: &[u8]) -> Option<KernelFormat> {
-    linux::is_bzimage(kernel).then_some(KernelFormat::BzImage)
+    if linux::is_bzimage(kernel) {
+        return Some(KernelFormat::BzImage);
+    }
+    if multiboot::has_header(kernel) {
+        return Some(KernelFormat::Multiboot);
+    }
+    let elf = ElfImage::parse(kernel).ok()?;
+    match (elf.pvh_entry, elf.is_64_bit) {
+        (Some(_), _) => Some(KernelFormat::Pvh),
+        (None, true) => Some(KernelFormat::Elf64),
+        (None, false) => None,
+    }
 }
 
 /// Places a kernel and what it is handed into memory.
@@ -167,14 +234,31 @@ pub fn load<'a>(
     layout: &MachineLayout,
 ) -> Result<BootImage<'a>, Error> {
     check_file("the kernel", kernel)?;
-    options
-        .initrd
-        .map_or(Ok(()), |initrd| check_file("the initial RAM disk", initrd))?;
+    let files = options.modules.iter().map(|module| module.bytes);
+    for file in options.initrd.into_iter().chain(files) {
+        check_file("the initial RAM disk", file)?;
+    }
     if let Some(at) = options.command_line.iter().position(|byte| *byte == 0) {
         return Err(Error::CommandLineZero(at));
     }
-    match kernel_format(kernel).ok_or(Error::UnknownKernel)? {
-        KernelFormat::BzImage => linux::load(kernel, options, layout),
+    if linux::is_bzimage(kernel) {
+        return linux::load(kernel, options, layout);
+    }
+    if multiboot::has_header(kernel) {
+        if options.entry == EntryMode::Bits64 {
+            return Err(Error::NoEntry(64));
+        }
+        return multiboot::load(kernel, options, layout);
+    }
+    let elf = ElfImage::parse(kernel)?;
+    match options.entry {
+        EntryMode::Bits64 if elf.is_64_bit => linux::vmlinux::load(&elf, options, layout),
+        EntryMode::Bits64 => Err(Error::NoEntry(64)),
+        EntryMode::Best if elf.pvh_entry.is_none() && elf.is_64_bit => {
+            linux::vmlinux::load(&elf, options, layout)
+        }
+        EntryMode::Best if elf.pvh_entry.is_none() => Err(Error::UnknownKernel),
+        EntryMode::Best | EntryMode::Bits32 => pvh::load(&elf, options, layout),
     }
 }
 

@@ -4,41 +4,13 @@
 use std::ops::Range;
 
 use crate::entry::{General, page_tables};
-use crate::layout::E820_ENTRY_BYTES;
 use crate::{BootImage, BootOptions, Error, MachineLayout, Start, low_memory};
 
-/// Offsets in the file and, from `SETUP_SECTS` on, in the boot parameters.
-mod offset {
-    pub const ACPI_RSDP: usize = 0x70;
-    pub const EXT_RAMDISK_IMAGE: usize = 0xc0;
-    pub const EXT_RAMDISK_SIZE: usize = 0xc4;
-    pub const E820_ENTRIES: usize = 0x1e8;
-    pub const SETUP_SECTS: usize = 0x1f1;
-    pub const VID_MODE: usize = 0x1fa;
-    pub const BOOT_FLAG: usize = 0x1fe;
-    /// The second byte of the jump over the header says where the header ends.
-    pub const JUMP: usize = 0x201;
-    pub const MAGIC: usize = 0x202;
-    pub const VERSION: usize = 0x206;
-    pub const TYPE_OF_LOADER: usize = 0x210;
-    pub const LOADFLAGS: usize = 0x211;
-    pub const CODE32_START: usize = 0x214;
-    pub const RAMDISK_IMAGE: usize = 0x218;
-    pub const RAMDISK_SIZE: usize = 0x21c;
-    pub const CMD_LINE_PTR: usize = 0x228;
-    pub const INITRD_ADDR_MAX: usize = 0x22c;
-    pub const KERNEL_ALIGNMENT: usize = 0x230;
-    pub const RELOCATABLE: usize = 0x234;
-    pub const XLOADFLAGS: usize = 0x236;
-    pub const CMDLINE_SIZE: usize = 0x238;
-    pub const PREF_ADDRESS: usize = 0x258;
-    pub const INIT_SIZE: usize = 0x260;
-    /// Where the room for the header ends in the boot parameters.
-    pub const HEADER_END: usize = 0x290;
-    pub const E820_TABLE: usize = 0x2d0;
-}
+mod params;
+pub(crate) mod vmlinux;
 
-const BOOT_PARAMS_BYTES: usize = 4096;
+use params::{BootParams, offset};
+
 const SECTOR_BYTES: usize = 512;
 /// `HdrS`.
 const MAGIC: &[u8] = b"HdrS";
@@ -47,9 +19,6 @@ const BOOT_FLAG: u16 = 0xaa55;
 const LOADED_HIGH: u8 = 1;
 const XLF_KERNEL_64: u16 = 1;
 const XLF_CAN_BE_LOADED_ABOVE_4G: u16 = 2;
-/// A loader without a number of its own.
-const LOADER_UNDEFINED: u8 = 0xff;
-const VIDEO_NORMAL: u16 = 0xffff;
 /// Where the 64-bit entry is, from the start of what was loaded.
 const ENTRY_64: u64 = 0x200;
 /// The oldest protocol that has a pointer to the command line.
@@ -58,8 +27,6 @@ const OLDEST_VERSION: u16 = 0x202;
 const OLD_INITRD_MAX: u64 = 0x37ff_ffff;
 /// Before 2.06, the length of the command line.
 const OLD_COMMAND_LINE: usize = 255;
-/// The most ranges in the boot parameters.
-const MAX_E820_ENTRIES: usize = 128;
 const MAX_ALIGNMENT: u64 = 1 << 30;
 const FOUR_GIB: u64 = 1 << 32;
 
@@ -295,17 +262,26 @@ pub(crate) fn check_command_line(text: &[u8], max: usize) -> Result<(), Error> {
     Ok(())
 }
 
+fn no_modules(options: &BootOptions) -> Result<(), Error> {
+    if options.modules.is_empty() {
+        return Ok(());
+    }
+    Err(Error::Modules)
+}
+
 pub(crate) fn load<'a>(
     file: &'a [u8],
     options: &BootOptions<'a>,
     layout: &MachineLayout,
 ) -> Result<BootImage<'a>, Error> {
+    no_modules(options)?;
     let header = LinuxHeader::parse(file)?;
     let long_mode = is_64_bit(&header, options.entry)?;
     check_command_line(options.command_line, header.command_line_max)?;
     let kernel = file.get(header.setup_bytes..).unwrap_or_default();
     let (load, taken) = header.place(kernel.len() as u64, layout)?;
-    let mut params = BootParams::new(file, &header);
+    let setup = file.get(offset::SETUP_SECTS..header.header_end);
+    let mut params = BootParams::new(setup.unwrap_or_default(), options, layout);
     let mut initrd = None;
     if let Some(bytes) = options.initrd.filter(|bytes| !bytes.is_empty()) {
         let size = bytes.len() as u64;
@@ -315,11 +291,6 @@ pub(crate) fn load<'a>(
     }
     let entry = u32::try_from(load).map_err(|_| Error::NoEntry(32))?;
     params.put(offset::CODE32_START, &entry.to_le_bytes());
-    params.put(
-        offset::ACPI_RSDP,
-        &options.rsdp.map_or(0, |at| at.0).to_le_bytes(),
-    );
-    params.memory_map(layout);
     let start = if long_mode {
         let rsi = (General::Rsi, low_memory::BOOT_PARAMS);
         Start::long(load + ENTRY_64, &[rsi])
@@ -331,58 +302,13 @@ pub(crate) fn load<'a>(
     if long_mode {
         image.push(low_memory::PAGE_TABLES, page_tables());
     }
-    image.push(low_memory::BOOT_PARAMS, params.0);
+    image.push(low_memory::BOOT_PARAMS, params.into_bytes());
     image.push_command_line(options.command_line);
     image.push(load, kernel);
     if let Some((at, bytes)) = initrd {
         image.push(at, bytes);
     }
     Ok(image)
-}
-
-/// The "zero page".
-struct BootParams(Vec<u8>);
-
-impl BootParams {
-    fn new(file: &[u8], header: &LinuxHeader) -> Self {
-        let mut params = Self(vec![0; BOOT_PARAMS_BYTES]);
-        let setup = file.get(offset::SETUP_SECTS..header.header_end);
-        params.put(offset::SETUP_SECTS, setup.unwrap_or_default());
-        params.put(offset::TYPE_OF_LOADER, &[LOADER_UNDEFINED]);
-        params.put(offset::VID_MODE, &VIDEO_NORMAL.to_le_bytes());
-        let command_line = u32::try_from(low_memory::COMMAND_LINE).unwrap_or(0);
-        params.put(offset::CMD_LINE_PTR, &command_line.to_le_bytes());
-        params
-    }
-
-    fn put(&mut self, at: usize, bytes: &[u8]) {
-        for (to, from) in self.0.iter_mut().skip(at).zip(bytes) {
-            *to = *from;
-        }
-    }
-
-    /// An address or size of eight bytes, its halves apart.
-    fn put_halves(&mut self, low: usize, high: usize, value: u64) {
-        let [a, b, c, d, high_half @ ..] = value.to_le_bytes();
-        self.put(low, &[a, b, c, d]);
-        self.put(high, &high_half);
-    }
-
-    fn initrd(&mut self, at: u64, bytes: u64) {
-        self.put_halves(offset::RAMDISK_IMAGE, offset::EXT_RAMDISK_IMAGE, at);
-        self.put_halves(offset::RAMDISK_SIZE, offset::EXT_RAMDISK_SIZE, bytes);
-    }
-
-    fn memory_map(&mut self, layout: &MachineLayout) {
-        let map = layout.e820();
-        let mut count = 0_u8;
-        for (index, entry) in map.iter().take(MAX_E820_ENTRIES).enumerate() {
-            let at = offset::E820_TABLE + index * E820_ENTRY_BYTES;
-            self.put(at, &entry.to_bytes());
-            count = count.saturating_add(1);
-        }
-        self.put(offset::E820_ENTRIES, &[count]);
-    }
 }
 
 #[cfg(test)]
