@@ -20,6 +20,7 @@
 //! | [`hpet`], [`irq_gate`] | high precision timers, and how they replace the old ones |
 //! | [`pvpanic`] | a guest says that it has panicked |
 //! | [`i6300esb`] | watchdog |
+//! | [`reduced_power`] | off and reset on a board with hardware-reduced ACPI |
 //!
 //! A new chip: its module, a line in this table, its registers in its module's documentation, tests against expectations
 //! from the datasheet, and the conformance cases.
@@ -41,6 +42,7 @@ pub mod piix3;
 pub mod pit;
 pub mod port92;
 pub mod pvpanic;
+pub mod reduced_power;
 pub mod rtc;
 pub mod uart;
 

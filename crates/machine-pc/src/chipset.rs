@@ -16,6 +16,7 @@ use dev_pc::pic::{Pic, PicPart};
 use dev_pc::piix3::{Piix3, PirqRouter};
 use dev_pc::pit::{Pit, PitPart};
 use dev_pc::port92::Port92;
+use dev_pc::reduced_power::{ReducedPart, ReducedPower};
 use dev_pc::rtc::Rtc;
 use device::pci::{ConfigPart, PciAddress, PciBus, PciConfigPorts, PciFunction};
 use device::{
@@ -23,6 +24,7 @@ use device::{
     MsiSink, ResetKind, WallClock, Width,
 };
 
+use crate::boot;
 use crate::cpu_thread::CpuShared;
 use crate::error::MachineError;
 
@@ -229,7 +231,19 @@ impl Chipset {
 
     /// The chips of board `microvm`: no PCI, no keyboard.
     pub(crate) fn microvm(around: &ChipsetSurroundings) -> Result<Self, MachineError> {
-        Ok(Self::common(around)?.0)
+        let mut chips = Self::common(around)?.0;
+        let power = ReducedPower::new(around.machine.clone());
+        let sleep = IoPart::new(power.clone(), ReducedPart::Sleep);
+        chips.place(
+            "acpi-sleep",
+            u64::from(boot::MICROVM_SLEEP_CONTROL),
+            2,
+            sleep,
+        )?;
+        let reset = IoPart::new(power.clone(), ReducedPart::Reset);
+        chips.place("acpi-reset", u64::from(boot::MICROVM_RESET), 1, reset)?;
+        chips.add("reduced-power", power);
+        Ok(chips)
     }
 
     /// The chips of board `pc`.

@@ -97,6 +97,8 @@ pub struct MachineConfig {
     pub name: Option<String>,
     /// The machine's UUID, in its usual form.
     pub uuid: Option<String>,
+    /// Whether firmware shows its boot menu.
+    pub boot_menu: bool,
     /// The time of day.
     pub rtc: RtcBase,
     /// What wishes lead to.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use api::{EventSink, PanicAction, RebootAction, ShutdownAction, WatchdogAction};
+use boot_pc::acpi::LegacyDevice;
 use device::{Clock, MachineRequest, ResetKind};
 use guest_memory::GuestMemory;
 use tokio::sync::watch;
@@ -43,6 +44,8 @@ pub struct Control {
     pub(crate) chips: Option<Chipset>,
     pub(crate) cpus: Vec<Arc<CpuShared>>,
     pub(crate) pausables: Vec<Arc<dyn Pausable>>,
+    /// What the last reset put into memory.
+    placed: boot::Placed,
     pub(crate) devices: Vec<Plugged>,
     pub(crate) next_device_number: usize,
     /// The power is on: devices that come now come while a guest may be running.
@@ -76,6 +79,7 @@ impl Control {
             chips,
             cpus,
             pausables: Vec::new(),
+            placed: boot::Placed::default(),
             devices: Vec::new(),
             next_device_number: 0,
             powered: false,
@@ -139,6 +143,10 @@ impl Control {
     /// # Errors
     /// What the guest starts with does not fit.
     pub fn power_on(&mut self) -> Result<(), MachineError> {
+        if let Some(chips) = &self.chips {
+            let devices = self.described_devices();
+            boot::tell_firmware(&self.config, &devices, &chips.fw_cfg, &chips.rtc)?;
+        }
         self.powered = true;
         self.reset_all(ResetKind::PowerOn)
     }
@@ -152,9 +160,19 @@ impl Control {
             device.made.device.reset(kind);
         }
         chips.reset(kind, with_firmware);
-        let start = boot::load(&self.config, memory)?;
-        self.start_cpus_at(start.map(Box::new));
+        let (placed, start) = boot::load(&self.config, &self.described_devices(), memory)?;
+        self.placed = placed;
+        self.start_cpus_at(start);
         Ok(())
+    }
+
+    /// What the tables tell the guest of, besides what every board has.
+    fn described_devices(&self) -> Vec<LegacyDevice> {
+        let described = self
+            .devices
+            .iter()
+            .filter_map(|device| device.made.described);
+        described.collect()
     }
 
     fn start_cpus_at(&self, start: Option<Box<VcpuState>>) {
@@ -263,9 +281,11 @@ impl Control {
         if let Some(pci) = &chips.pci {
             pci.pm.wake(dev_pc::acpi_pm::WakeReason::Other);
         }
+        self.start_cpus_at(None);
+        let reset = self.cpu_state(0);
         let memory = self.memory.as_deref();
-        let start = memory.and_then(|memory| boot::wake_state(&self.config, memory));
-        self.start_cpus_at(start.map(Box::new));
+        let start = memory.and_then(|memory| boot::wake_state(self.placed, memory, reset));
+        self.start_cpus_at(start);
         self.enter(RunState::Running);
         events::wakeup(&*self.events);
         self.go();

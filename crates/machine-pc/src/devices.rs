@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use api::{IOThreadInfo, QmpError};
+use boot_pc::acpi::LegacyDevice;
 use chardev::ChardevRegistry;
 use device::pci::PciAddress;
 use device::{Device, IoHandler};
@@ -81,6 +82,8 @@ pub const KINDS: &[&DeviceKind] = &[
 pub(crate) struct Made {
     /// What is reset and saved.
     pub(crate) device: Arc<dyn Device>,
+    /// How tables tell the guest of it, where it is not found on a bus.
+    pub(crate) described: Option<LegacyDevice>,
     /// Output that is to be delivered before the program ends.
     pub(crate) cable: Option<Arc<SerialCable>>,
 }

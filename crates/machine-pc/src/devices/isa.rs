@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use api::QmpError;
+use boot_pc::acpi::LegacyDevice;
 use chardev::ChardevClaim;
 use dev_pc::debug_ports::{DebugConsole, DebugExit};
 use dev_pc::pvpanic::{Pvpanic, PvpanicEvents};
@@ -112,7 +113,20 @@ fn make_serial(control: &mut Control, properties: &mut Properties) -> Result<Mad
     control.place_isa("serial", base, 8, uart.clone())?;
     Ok(Made {
         device: uart,
+        described: described_serial(index, base, line),
         cable: Some(cable),
+    })
+}
+
+/// The first port of a PC is in the tables anyway.
+fn described_serial(index: usize, base: u64, line: u64) -> Option<LegacyDevice> {
+    Some(LegacyDevice::Serial {
+        number: u8::try_from(index)
+            .ok()
+            .filter(|index| *index > 0)?
+            .checked_add(1)?,
+        base: u16::try_from(base).ok()?,
+        irq: u8::try_from(line).ok()?,
     })
 }
 
@@ -131,6 +145,7 @@ fn make_debug_console(
     control.place_isa("isa-debugcon", base, 1, console.clone())?;
     Ok(Made {
         device: console,
+        described: None,
         cable: Some(cable),
     })
 }
@@ -142,6 +157,7 @@ fn make_debug_exit(control: &mut Control, properties: &mut Properties) -> Result
     control.place_isa("isa-debug-exit", base, length, exit.clone())?;
     Ok(Made {
         device: exit,
+        described: None,
         cable: None,
     })
 }
@@ -154,6 +170,9 @@ fn make_pvpanic(control: &mut Control, properties: &mut Properties) -> Result<Ma
     control.place_isa("pvpanic", port, 1, device.clone())?;
     Ok(Made {
         device,
+        described: Some(LegacyDevice::Pvpanic {
+            base: u16::try_from(port).unwrap_or(0),
+        }),
         cable: None,
     })
 }

@@ -41,6 +41,7 @@ pub(crate) fn read(given: &[Given]) -> Result<Wanted, QmpError> {
         payload: Payload::default(),
         name: None,
         uuid: None,
+        boot_menu: false,
         rtc: RtcBase::Utc,
         actions: Actions::default(),
     };
@@ -64,6 +65,7 @@ pub(crate) fn read(given: &[Given]) -> Result<Wanted, QmpError> {
             "initrd" => config.payload.initrd = Some(open("initrd", text)?),
             "bios" => config.payload.firmware = Some(open("bios", text)?),
             "append" => config.payload.command_line.clone_from(text),
+            "boot" => config.boot_menu = boot(text)?,
             "S" => stopped = true,
             "no-reboot" => config.actions.reboot = RebootAction::Shutdown,
             "no-shutdown" => config.actions.shutdown = ShutdownAction::Pause,
@@ -262,6 +264,17 @@ fn name(text: &str) -> Result<Option<String>, QmpError> {
     flat.take("process");
     flat.end()?;
     Ok(name)
+}
+
+/// Whether the boot menu is wanted; the order is firmware's own.
+fn boot(text: &str) -> Result<bool, QmpError> {
+    let mut flat = Flat::parse(text, "order")?;
+    let menu = flat.switch("menu")? == Some(true.into());
+    for ignored in ["order", "once", "strict", "splash-time", "reboot-timeout"] {
+        flat.take(ignored);
+    }
+    flat.end()?;
+    Ok(menu)
 }
 
 fn uuid(text: &str) -> Result<String, QmpError> {
