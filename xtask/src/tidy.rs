@@ -53,6 +53,7 @@ const LAYERS: &[&[&str]] = &[
         "chardev-backends",
         "cpu-soft",
         "dev-pc",
+        "dev-virtio",
     ],
     &["storage-service", "machine-pc", "migration", "gateway"],
     &["ratite"],
