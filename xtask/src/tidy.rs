@@ -54,6 +54,7 @@ const LAYERS: &[&[&str]] = &[
         "boot-pc",
         "cpu-soft",
         "dev-pc",
+        "dev-virtio",
     ],
     &["storage-service", "machine-pc", "migration", "gateway"],
     &["ratite"],

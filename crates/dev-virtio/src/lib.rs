@@ -1,0 +1,76 @@
+//! virtio devices, and how they sit on PCI and MMIO. After the specification, version 1.2.
+//!
+//! ```text
+//!   VirtioPci / VirtioMmio      registers, interrupts; a device::Device
+//!        |
+//!    VirtioCore                 status, features, set-up of queues, configuration space
+//!        |                \
+//!   dyn VirtioDevice      DeviceQueue (virtio-queue's ring + guest memory)
+//!   VirtioBlk, VirtioRng, VirtioConsole, VirtioBalloon
+//! ```
+//!
+//! # Lifecycle
+//!
+//! A board makes a device, puts it behind a transport, and the transport into its bus. The driver negotiates and sets up
+//! queues; from DRIVER_OK on they run ([`VirtioDevice::activate`]) until a reset. [`VirtioCore::pause`] and
+//! [`VirtioCore::resume`] hold them still while the machine stands; `save` and `restore` happen in between.
+//!
+//! # Invariants
+//!
+//! - Guest memory is touched only with a queue's lock held ([`DeviceQueue::lock`]), and that is given only while the queue
+//!   runs and the device is neither paused nor broken. So after a pause or a reset nothing late is written.
+//! - What a driver does wrong (chains that loop, leave RAM or are too long, rings that are not RAM, heads given twice)
+//!   breaks its device: status NEEDS_RESET, until it resets it. It costs no more memory than the limits below say.
+//! - A chain that the device has taken is either given back or part of the saved state; a device takes it anew when it has
+//!   been restored.
+//!
+//! # Where a new thing goes
+//!
+//! A new device: a file or folder that implements [`VirtioDevice`], its type in [`DeviceType`], tests that drive it by
+//! `test_driver`, and the conformance cases of [`device::conformance`]. What the queues of all devices should be able to
+//! do goes into `queue.rs`, registers of all transports into `virtio_core.rs`.
+
+mod link;
+mod mmio;
+mod pci;
+mod queue;
+mod rng;
+mod virtio_core;
+mod virtio_device;
+
+pub use link::{Link, VirtioInterrupt};
+pub use mmio::{MMIO_BYTES, VirtioMmio};
+pub use pci::{PciOptions, VirtioPci};
+pub use queue::{Chain, DeviceQueue, QueueGuard, Segment};
+pub use rng::{EntropySource, HostEntropy, MAX_RNG_CHAIN_BYTES, RngLimit, VirtioRng};
+pub use virtio_core::VirtioCore;
+pub use virtio_device::{DeviceType, VirtioDevice};
+
+#[cfg(test)]
+mod test_driver;
+#[cfg(test)]
+mod tests;
+
+/// The largest queue, in descriptors.
+pub const MAX_QUEUE_SIZE: u16 = 1024;
+/// The most queues of a device.
+pub const MAX_QUEUES: u16 = 256;
+/// The most buffers of a chain, indirect ones included. A queue remembers at most this many for each of its descriptors,
+/// 16 bytes each, so a driver that does its worst costs 16 MiB for a queue of 1024.
+pub const MAX_CHAIN_BUFFERS: usize = 1024;
+
+/// What can be wrong with a device that a board makes.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// The size of a queue.
+    #[error(
+        "a virtio queue of {0} descriptors: it must be a power of two, at most {MAX_QUEUE_SIZE}"
+    )]
+    QueueSize(u16),
+    /// The number of queues.
+    #[error("a virtio device with {0} queues: it must be 1 to {MAX_QUEUES}")]
+    QueueCount(usize),
+    /// The capabilities do not fit into the configuration space.
+    #[error("the capabilities of a virtio device do not fit into its PCI configuration space")]
+    PciCapabilities,
+}

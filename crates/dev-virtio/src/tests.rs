@@ -1,0 +1,11 @@
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
+mod hostile;
+mod pci;
+mod queues;
+mod rng;
