@@ -3,7 +3,7 @@
 //! | offset from PMBASE | register |
 //! |---|---|
 //! | 0x00 | PM1 status: timer 0, power button 8, RTC 10, wake 15; cleared by ones |
-//! | 0x02 | PM1 enable: timer 0, power button 8, RTC 10 |
+//! | 0x02 | PM1 enable: timer 0, global lock 5, power button 8, RTC 10 |
 //! | 0x04 | PM1 control: SCI enabled 0, sleep type 10-12, sleep 13 (reads 0) |
 //! | 0x08 | timer: 24 bits at 3.579545 MHz |
 //!
@@ -50,11 +50,13 @@ const DEVACTB: u8 = 0x58;
 const APMC_ENABLED: u32 = 1 << 25;
 const PM_BYTES: u64 = 64;
 const STATUS_TIMER: u16 = 1;
+/// Firmware has released the global lock. There is none that could; operating systems insist on the enable bit.
+const STATUS_GLOBAL: u16 = 1 << 5;
 const STATUS_POWER_BUTTON: u16 = 1 << 8;
 const STATUS_RTC: u16 = 1 << 10;
 const STATUS_WAKE: u16 = 1 << 15;
 const STATUS_ALL: u16 = STATUS_TIMER | STATUS_POWER_BUTTON | STATUS_RTC | STATUS_WAKE;
-const ENABLE_ALL: u16 = STATUS_TIMER | STATUS_POWER_BUTTON | STATUS_RTC;
+const ENABLE_ALL: u16 = STATUS_TIMER | STATUS_GLOBAL | STATUS_POWER_BUTTON | STATUS_RTC;
 const CONTROL_SCI: u16 = 1;
 const CONTROL_SLEEP: u16 = 1 << 13;
 const CONTROL_STORED: u16 = 0x1c03;
