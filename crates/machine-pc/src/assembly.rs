@@ -14,6 +14,7 @@ use crate::chipset::{Chipset, ChipsetSurroundings};
 use crate::config::{AcceleratorKind, MachineConfig};
 use crate::cpu_thread::{self, CpuShared, CpuSurroundings};
 use crate::error::MachineError;
+use crate::hotplug::Ejections;
 use crate::machine::Requests;
 use crate::memory::{self, MAX_FIRMWARE_BYTES, MIN_RAM_BYTES, MemoryDma};
 
@@ -23,13 +24,6 @@ pub(crate) struct Assembled {
     pub(crate) memory: Option<Arc<GuestMemory>>,
     pub(crate) chips: Option<Chipset>,
     pub(crate) cpus: Vec<Arc<CpuShared>>,
-}
-
-/// Takes what the guest has let go of.
-struct Ejected;
-
-impl Ejection for Ejected {
-    fn eject(&self, _slot: u8) {}
 }
 
 fn check(config: &MachineConfig) -> Result<(), MachineError> {
@@ -52,6 +46,7 @@ fn check(config: &MachineConfig) -> Result<(), MachineError> {
 pub(crate) fn assemble(
     config: &MachineConfig,
     requests: &Arc<Requests>,
+    ejections: &Arc<Ejections>,
 ) -> Result<Assembled, MachineError> {
     let (clock, wall) = config.clocks();
     if config.board.chips == Chips::None {
@@ -72,7 +67,7 @@ pub(crate) fn assemble(
         dma: Arc::new(MemoryDma(Arc::clone(&memory))),
         low_memory,
         machine: Arc::clone(requests) as Arc<dyn MachineSink>,
-        ejection: Arc::new(Ejected),
+        ejection: Arc::clone(ejections) as Arc<dyn Ejection>,
         cpus: cpus.clone(),
     };
     let chips = match config.board.chips {

@@ -17,6 +17,7 @@ use crate::cpu_thread::CpuShared;
 use crate::devices::{DeviceServices, Plugged};
 use crate::error::MachineError;
 use crate::events;
+use crate::hotplug::Ejections;
 use crate::machine::{ExitStatus, Requests};
 use crate::run_state::{IllegalTransition, RunState};
 
@@ -43,7 +44,7 @@ pub struct Control {
     pub(crate) memory: Option<Arc<GuestMemory>>,
     pub(crate) chips: Option<Chipset>,
     pub(crate) cpus: Vec<Arc<CpuShared>>,
-    pub(crate) pausables: Vec<Arc<dyn Pausable>>,
+    pub(crate) ejections: Arc<Ejections>,
     /// What the last reset put into memory.
     placed: boot::Placed,
     pub(crate) devices: Vec<Plugged>,
@@ -60,12 +61,13 @@ impl Control {
         requests: Arc<Requests>,
         end: watch::Sender<Option<ExitStatus>>,
     ) -> Result<Self, MachineError> {
+        let ejections = Ejections::new(Arc::clone(&requests));
         let Assembled {
             clock,
             memory,
             chips,
             cpus,
-        } = assembly::assemble(&config, &requests)?;
+        } = assembly::assemble(&config, &requests, &ejections)?;
         requests.set_cpus(&cpus);
         Ok(Self {
             config,
@@ -78,7 +80,7 @@ impl Control {
             memory,
             chips,
             cpus,
-            pausables: Vec::new(),
+            ejections,
             placed: boot::Placed::default(),
             devices: Vec::new(),
             next_device_number: 0,
@@ -123,13 +125,18 @@ impl Control {
             cpu.wait_standing();
         }
         self.clock.stop();
-        for pausable in &self.pausables {
+        for pausable in self.pausables() {
             pausable.pause();
         }
     }
 
+    fn pausables(&self) -> impl Iterator<Item = &Arc<dyn Pausable>> {
+        let devices = self.devices.iter();
+        devices.filter_map(|device| device.made.pausable.as_ref())
+    }
+
     fn go(&self) {
-        for pausable in &self.pausables {
+        for pausable in self.pausables() {
             pausable.resume();
         }
         self.clock.start();
@@ -215,6 +222,7 @@ impl Control {
     pub fn reset(&mut self, cause: ShutdownCause) {
         let was_live = self.state.is_live();
         self.stand();
+        self.take_asked_back();
         if let Err(error) = self.reset_all(ResetKind::System) {
             tracing::error!(%error, "the machine cannot start again");
             self.enter(RunState::InternalError);
@@ -320,6 +328,7 @@ impl Control {
 
     /// Does what devices have asked for. The processors have been held when they asked.
     pub(crate) fn serve_requests(&mut self) {
+        self.take_ejected();
         for request in self.requests.take() {
             self.serve(request);
         }

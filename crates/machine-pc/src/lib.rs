@@ -34,6 +34,7 @@ mod events;
 mod guest_file;
 mod guest_paging;
 mod hmp;
+mod hotplug;
 mod machine;
 pub mod memory;
 mod msr;

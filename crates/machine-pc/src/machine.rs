@@ -44,6 +44,12 @@ impl Requests {
         *self.cpus.lock() = cpus.iter().map(Arc::downgrade).collect();
     }
 
+    /// Wakes the machine's thread to look at what others have noted.
+    pub(crate) fn ring(&self) {
+        // Without its thread the machine has ended, and nobody cares.
+        let _ = self.sender.send(Message::Requests);
+    }
+
     pub(crate) fn take(&self) -> Vec<MachineRequest> {
         std::mem::take(&mut *self.waiting.lock())
     }
@@ -61,8 +67,7 @@ impl MachineSink for Requests {
         for cpu in self.cpus.lock().iter().filter_map(Weak::upgrade) {
             cpu.hold();
         }
-        // Without its thread the machine has ended, and nobody cares.
-        let _ = self.sender.send(Message::Requests);
+        self.ring();
     }
 }
 

@@ -31,7 +31,7 @@ pub(crate) const fn property(
     }
 }
 
-/// Gives properties to the maker of a device, and complains about what it did not take.
+/// Gives properties to the maker of a device.
 pub struct Properties {
     kind: &'static DeviceKind,
     values: BTreeMap<String, Value>,
@@ -95,14 +95,22 @@ impl Properties {
         }
     }
 
-    /// Nothing may be left over.
-    pub(crate) fn end(self) -> Result<(), QmpError> {
-        match self.values.keys().next() {
+    /// All names must be the kind's; `bus` may be named by every device.
+    pub(crate) fn check_names(&mut self) -> Result<(), QmpError> {
+        self.values.remove("bus");
+        let kind = self.kind;
+        let unknown = |name: &&String| !kind.properties.iter().any(|spec| spec.name == **name);
+        match self.values.keys().find(unknown) {
             None => Ok(()),
             Some(name) => Err(QmpError::generic(format!(
                 "Property '{}.{name}' not found",
-                self.kind.name
+                kind.name
             ))),
         }
+    }
+
+    /// The kind whose properties they are.
+    pub(crate) fn kind(&self) -> &'static DeviceKind {
+        self.kind
     }
 }
