@@ -30,6 +30,8 @@
 //! `test_driver`, and the conformance cases of [`device::conformance`]. What the queues of all devices should be able to
 //! do goes into `queue.rs`, registers of all transports into `virtio_core.rs`.
 
+mod bell;
+mod blk;
 mod link;
 mod mmio;
 mod pci;
@@ -38,6 +40,7 @@ mod rng;
 mod virtio_core;
 mod virtio_device;
 
+pub use blk::{BlkOptions, BlockErrorSink, BlockIoError, MAX_HELD_BYTES, VirtioBlk};
 pub use link::{Link, VirtioInterrupt};
 pub use mmio::{MMIO_BYTES, VirtioMmio};
 pub use pci::{PciOptions, VirtioPci};
@@ -70,6 +73,9 @@ pub enum Error {
     /// The number of queues.
     #[error("a virtio device with {0} queues: it must be 1 to {MAX_QUEUES}")]
     QueueCount(usize),
+    /// Options of a disk.
+    #[error("virtio-blk: {0}")]
+    BlkOptions(&'static str),
     /// The capabilities do not fit into the configuration space.
     #[error("the capabilities of a virtio device do not fit into its PCI configuration space")]
     PciCapabilities,

@@ -313,6 +313,11 @@ impl QueueGuard<'_> {
         }
     }
 
+    /// What the driver has put into a chain makes no sense: the device stops until it is reset.
+    pub fn mark_broken(&self, reason: &str) {
+        self.queue.link.mark_broken(reason);
+    }
+
     /// The bytes that the driver has put into the chain.
     pub fn readable_bytes(&self, chain: Chain) -> u64 {
         let slot = self.inner.slot(chain);

@@ -5,7 +5,10 @@
     reason = "a test fails by panicking"
 )]
 
+mod blk;
 mod hostile;
 mod pci;
 mod queues;
 mod rng;
+
+pub(crate) use blk::backend_over;
