@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use api::{EventSink, PanicAction, RebootAction, ShutdownAction, WatchdogAction};
+use api::{BlockErrorAction, EventSink, PanicAction, RebootAction, ShutdownAction, WatchdogAction};
 use boot_pc::acpi::LegacyDevice;
 use device::{Clock, MachineRequest, ResetKind};
 use guest_memory::GuestMemory;
@@ -329,6 +329,13 @@ impl Control {
     /// Does what devices have asked for. The processors have been held when they asked.
     pub(crate) fn serve_requests(&mut self) {
         self.take_ejected();
+        for note in self.requests.take_io_errors() {
+            let stops = note.error.action == BlockErrorAction::Stop;
+            events::block_io_error(&*self.events, note);
+            if stops {
+                self.stop(RunState::IoError);
+            }
+        }
         for request in self.requests.take() {
             self.serve(request);
         }
@@ -414,6 +421,11 @@ impl Control {
         self.stand();
         for cpu in &self.cpus {
             cpu.end();
+        }
+        for device in std::mem::take(&mut self.devices) {
+            if let Some(detach) = &device.made.detach {
+                detach();
+            }
         }
     }
 }

@@ -3,6 +3,7 @@
 //! [`KINDS`] is the registry: a kind has a name, a bus, properties, and a function that makes the device and connects
 //! it. What a device is made over (chardevs, nodes, threads) comes with [`DeviceServices`].
 
+mod disk;
 mod isa;
 mod properties;
 mod virtio;
@@ -11,10 +12,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use api::{IOThreadInfo, QmpError};
+use block_graph::Graph;
 use boot_pc::acpi::LegacyDevice;
 use chardev::ChardevRegistry;
 use device::pci::PciAddress;
 use device::{Device, IoHandler};
+use host_io::ExecutorHandle;
 use objects::ObjectTree;
 use serde_json::{Map, Value};
 
@@ -28,6 +31,12 @@ use crate::serial::SerialCable;
 pub struct DeviceServices {
     /// The chardevs.
     pub chardevs: Arc<ChardevRegistry>,
+    /// The graph of block nodes.
+    pub graph: Arc<Graph>,
+    /// Where disks' requests run that have no iothread.
+    pub data_side: ExecutorHandle,
+    /// Nodes by the names that `-drive` gave them.
+    pub drives: BTreeMap<String, String>,
     /// The objects: iothreads, random number generators.
     pub objects: Arc<ObjectTree>,
     /// Where frontends of chardevs are served.
@@ -91,6 +100,8 @@ pub const KINDS: &[&DeviceKind] = &[
     &isa::DEBUG_CONSOLE,
     &isa::DEBUG_EXIT,
     &isa::PVPANIC,
+    &disk::BLK_PCI,
+    &disk::BLK_MMIO,
     &virtio::RNG_PCI,
     &virtio::RNG_MMIO,
 ];
@@ -214,7 +225,14 @@ impl Control {
                 "Device '{driver}' does not support hotplugging"
             )));
         }
-        let mut reader = Properties::new(kind, properties.clone());
+        let path = match &id {
+            Some(id) => format!("/machine/peripheral/{id}"),
+            None => format!(
+                "/machine/peripheral-anon/device[{}]",
+                self.next_device_number
+            ),
+        };
+        let mut reader = Properties::new(kind, id.clone(), path, properties.clone());
         reader.check_names()?;
         let made = (kind.make)(self, kind.bus, &mut reader)?;
         let number = self.next_device_number;

@@ -158,6 +158,16 @@ impl StorageService {
         &self.inner.chardevs
     }
 
+    /// The graph of block nodes.
+    pub fn graph(&self) -> &Arc<Graph> {
+        &self.inner.graph
+    }
+
+    /// Where nodes' requests run that no iothread serves.
+    pub fn data_side(&self) -> &ExecutorHandle {
+        &self.inner.data_side
+    }
+
     /// The object tree.
     pub fn objects(&self) -> &Arc<ObjectTree> {
         &self.inner.objects

@@ -34,12 +34,34 @@ pub(crate) const fn property(
 /// Gives properties to the maker of a device.
 pub struct Properties {
     kind: &'static DeviceKind,
+    id: Option<String>,
+    path: String,
     values: BTreeMap<String, Value>,
 }
 
 impl Properties {
-    pub(crate) fn new(kind: &'static DeviceKind, values: BTreeMap<String, Value>) -> Self {
-        Self { kind, values }
+    pub(crate) fn new(
+        kind: &'static DeviceKind,
+        id: Option<String>,
+        path: String,
+        values: BTreeMap<String, Value>,
+    ) -> Self {
+        Self {
+            kind,
+            id,
+            path,
+            values,
+        }
+    }
+
+    /// The device's id.
+    pub(crate) fn id(&self) -> Option<&str> {
+        self.id.as_deref()
+    }
+
+    /// The device's path in the object tree.
+    pub(crate) fn path(&self) -> &str {
+        &self.path
     }
 
     fn wrong(&self, name: &str, value: &Value, expected: &str) -> QmpError {

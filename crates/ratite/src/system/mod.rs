@@ -119,6 +119,9 @@ impl System {
         set_up_storage(&storage, given).await?;
         let services = DeviceServices {
             chardevs: Arc::clone(storage.chardevs()),
+            graph: Arc::clone(storage.graph()),
+            data_side: storage.data_side().clone(),
+            drives: BTreeMap::new(),
             objects: Arc::clone(storage.objects()),
             runtime: handle.clone(),
         };
