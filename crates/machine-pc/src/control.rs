@@ -19,6 +19,7 @@ use crate::error::MachineError;
 use crate::events;
 use crate::hotplug::Ejections;
 use crate::machine::{ExitStatus, Requests};
+use crate::qom::MachineObjects;
 use crate::run_state::{IllegalTransition, RunState};
 
 pub use api::ShutdownCause;
@@ -49,6 +50,8 @@ pub struct Control {
     placed: boot::Placed,
     pub(crate) devices: Vec<Plugged>,
     pub(crate) next_device_number: usize,
+    /// What the object tree shows of all this.
+    pub(crate) objects: MachineObjects,
     /// The power is on: devices that come now come while a guest may be running.
     powered: bool,
 }
@@ -69,7 +72,7 @@ impl Control {
             cpus,
         } = assembly::assemble(&config, &requests, &ejections)?;
         requests.set_cpus(&cpus);
-        Ok(Self {
+        let mut control = Self {
             config,
             events,
             services,
@@ -85,13 +88,24 @@ impl Control {
             devices: Vec::new(),
             next_device_number: 0,
             powered: false,
-        })
+            objects: MachineObjects::default(),
+        };
+        let tree = Arc::clone(&control.services.objects);
+        let attached = MachineObjects::attach(&control, &tree);
+        control.objects = attached.map_err(|error| MachineError::Config(error.to_string()))?;
+        Ok(control)
     }
 
     /// The run state.
     #[must_use]
     pub fn state(&self) -> RunState {
         self.state
+    }
+
+    /// Whether the board has a PCI bus.
+    #[must_use]
+    pub fn has_pci(&self) -> bool {
+        self.chips.as_ref().is_some_and(|chips| chips.pci.is_some())
     }
 
     /// Whether the machine has been switched on.

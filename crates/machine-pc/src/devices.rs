@@ -250,6 +250,7 @@ impl Control {
             asked_back: false,
             made,
         });
+        self.objects.update(self);
         Ok(())
     }
 

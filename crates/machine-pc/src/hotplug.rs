@@ -151,6 +151,7 @@ impl Control {
             .into_iter()
             .partition(|device| chosen(device.made.place));
         self.devices = stay;
+        self.objects.update(self);
         for device in gone {
             self.let_go(device);
         }

@@ -39,6 +39,7 @@ mod machine;
 pub mod memory;
 mod msr;
 mod pci_setup;
+mod qom;
 mod run_state;
 mod serial;
 
@@ -47,4 +48,5 @@ pub use control::{Control, Pausable, ShutdownCause};
 pub use error::MachineError;
 pub use guest_file::GuestFile;
 pub use machine::{ExitStatus, Machine};
+pub use qom::register_types;
 pub use run_state::{Actions, IllegalTransition, RunState};

@@ -1,5 +1,6 @@
 //! `ratite system`: a PC under QMP.
 
+mod drive;
 mod legacy_chardev;
 mod machine_options;
 pub(crate) mod options;
@@ -21,6 +22,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::Notify;
 
 use crate::storage_daemon::{EndSignals, background, chardev_option, control_runtime};
+use drive::{Drive, Interface as DriveInterface};
 use legacy_chardev::LegacyChardev;
 use machine_options::{MachineOptions, Wanted};
 use options::{Given, Parsed};
@@ -114,14 +116,18 @@ impl System {
         machine: MachineOptions,
     ) -> Result<Self, String> {
         let handle = runtime.handle().clone();
-        let storage = StorageService::new(handle.clone())
+        let storage = StorageService::with_types(handle.clone(), machine_pc::register_types)
             .map_err(|error| format!("cannot start: {error}"))?;
         set_up_storage(&storage, given).await?;
+        let drives = add_drives(&storage, given).await?;
         let services = DeviceServices {
             chardevs: Arc::clone(storage.chardevs()),
             graph: Arc::clone(storage.graph()),
             data_side: storage.data_side().clone(),
-            drives: BTreeMap::new(),
+            drives: drives
+                .iter()
+                .map(|drive| (drive.id.clone(), drive.node_name.clone()))
+                .collect(),
             objects: Arc::clone(storage.objects()),
             runtime: handle.clone(),
         };
@@ -143,7 +149,7 @@ impl System {
             quit,
             stopped,
         };
-        let done = system.add_parts(given).await;
+        let done = system.add_parts(given, drives).await;
         if let Err(error) = done {
             system.machine.close();
             return Err(error);
@@ -151,8 +157,19 @@ impl System {
         Ok(system)
     }
 
-    async fn add_parts(&mut self, given: &[Given]) -> Result<(), String> {
+    async fn add_parts(&mut self, given: &[Given], drives: Vec<Drive>) -> Result<(), String> {
         self.add_serial_ports(given).await?;
+        for drive in drives {
+            let complain = |error: QmpError| format!("drive '{}': {}", drive.id, error.desc);
+            if drive.interface == DriveInterface::Virtio {
+                let driver = self.virtio_disk().await.map_err(complain)?;
+                let mut properties: BTreeMap<String, Value> =
+                    drive.properties.clone().into_iter().collect();
+                properties.insert("drive".to_owned(), drive.id.clone().into());
+                let made = self.make_device(driver, None, properties).await;
+                made.map_err(complain)?;
+            }
+        }
         for one in given {
             let added = match one.option {
                 "device" => self.add_device(&one.text).await,
@@ -179,6 +196,15 @@ impl System {
                 self.storage.add_chardev(*arguments).await?;
                 Ok(Some(id.to_owned()))
             }
+        }
+    }
+
+    /// The kind of virtio disk that the board takes.
+    async fn virtio_disk(&self) -> Result<&'static str, QmpError> {
+        let has_pci = self.machine.ask(|control| control.has_pci()).await;
+        match has_pci.map_err(|error| QmpError::generic(error.to_string()))? {
+            true => Ok("virtio-blk-pci"),
+            false => Ok("virtio-blk-device"),
         }
     }
 
@@ -338,6 +364,23 @@ async fn set_up_storage(storage: &StorageService, given: &[Given]) -> Result<(),
         added.map_err(of_option(one))?;
     }
     Ok(())
+}
+
+/// Adds the nodes of all drives.
+async fn add_drives(storage: &StorageService, given: &[Given]) -> Result<Vec<Drive>, String> {
+    let mut drives = Vec::new();
+    for one in given {
+        let text = match one.option {
+            "drive" => one.text.clone(),
+            "hda" => format!("file={}", one.text.replace(',', ",,")),
+            _ => continue,
+        };
+        let drive = drive::parse(&text, drives.len()).map_err(of_option(one))?;
+        let options = api::from_json(drive.node.clone()).map_err(of_option(one))?;
+        storage.add_node(options).await.map_err(of_option(one))?;
+        drives.push(drive);
+    }
+    Ok(drives)
 }
 
 fn refuse_readline(text: &str) -> Result<(), QmpError> {
