@@ -5,6 +5,8 @@ use crate::{entry, interrupts};
 
 const POWER_BUTTON: u16 = 1 << 8;
 const WAKE: u16 = 1 << 15;
+/// A port that nobody answers at reads as this.
+const NOBODY: u16 = 0xffff;
 const SCI_ENABLED: u16 = 1;
 const SLEEP: u16 = 1 << 13;
 /// How long the machine may take to go to sleep.
@@ -143,7 +145,8 @@ impl Acpi {
         let Some((event, _)) = self.pm1() else {
             return false;
         };
-        let pressed = in16(event) & POWER_BUTTON != 0;
+        let status = in16(event);
+        let pressed = status & POWER_BUTTON != 0 && status != NOBODY;
         if pressed {
             out16(event, POWER_BUTTON);
         }
