@@ -86,40 +86,87 @@ fn the_embedded_guest_says_hello() {
     assert_eq!(said, format!("{hello}RATITEGP"));
 }
 
-/// Writes the low bytes of RSI's page: what a Linux kernel would find.
-fn linux_stub(is_64_bit: bool) -> Vec<u8> {
-    // The command line's pointer is at 0x228; print it until its zero, then halt.
-    //   mov edi, [rsi + 0x228] ; mov edx, 0x3f8
-    //   next: mov al, [rdi] ; test al, al ; jz end ; out dx, al ; inc edi ; jmp next ; end: hlt
-    let code = [
-        0x8b, 0xbe, 0x28, 0x02, 0, 0, 0xba, 0xf8, 0x03, 0, 0, 0x8a, 0x07, 0x84, 0xc0, 0x74, 0x05,
-        0xee, 0xff, 0xc7, 0xeb, 0xf5, 0xf4,
+/// Code that prints the text to which a pointer at `[register + offset]` points, and halts. It
+/// means the same in 32-bit and 64-bit mode.
+fn print_text(modrm: u8, offset: u32) -> Vec<u8> {
+    // mov edi, [register + offset] ; mov edx, 0x3f8
+    // next: mov al, [edi] ; test al, al ; jz end ; out dx, al ; inc edi ; jmp next ; end: hlt
+    let head = [0x8b, modrm];
+    let tail = [
+        0xba, 0xf8, 0x03, 0, 0, 0x8a, 0x07, 0x84, 0xc0, 0x74, 0x05, 0xee, 0xff, 0xc7, 0xeb, 0xf5,
+        0xf4,
     ];
+    let offset = offset.to_le_bytes();
+    head.into_iter().chain(offset).chain(tail).collect()
+}
+
+/// `[esi + disp32]` and `[ebx + disp32]`, to EDI.
+const OF_RSI: u8 = 0xbe;
+const OF_RBX: u8 = 0xbb;
+
+fn put(file: &mut [u8], at: usize, bytes: &[u8]) {
+    for (to, from) in file.iter_mut().skip(at).zip(bytes) {
+        *to = *from;
+    }
+}
+
+fn bzimage(is_64_bit: bool) -> Vec<u8> {
     let mut file = vec![0; 1024];
-    let mut put = |at: usize, bytes: &[u8]| {
-        for (to, from) in file.iter_mut().skip(at).zip(bytes) {
-            *to = *from;
-        }
-    };
-    put(0x1f1, &[1]);
-    put(0x1fe, &[0x55, 0xaa, 0xeb, 0x6a]);
-    put(0x202, b"HdrS\x0c\x02");
-    put(0x211, &[1]);
-    put(0x230, &[0, 0, 0x20, 0, 1]);
-    put(0x236, &[u8::from(is_64_bit)]);
-    put(0x238, &[255, 7]);
-    put(0x258, &(16_u64 << 20).to_le_bytes());
+    put(&mut file, 0x1f1, &[1]);
+    put(&mut file, 0x1fe, &[0x55, 0xaa, 0xeb, 0x6a]);
+    put(&mut file, 0x202, b"HdrS\x0c\x02");
+    put(&mut file, 0x211, &[1]);
+    put(&mut file, 0x230, &[0, 0, 0x20, 0, 1]);
+    put(&mut file, 0x236, &[u8::from(is_64_bit)]);
+    put(&mut file, 0x238, &[255, 7]);
+    put(&mut file, 0x258, &(16_u64 << 20).to_le_bytes());
     if is_64_bit {
         file.resize(1024 + 0x200, 0xf4);
     }
-    file.extend(code);
+    file.extend(print_text(OF_RSI, 0x228));
     file
 }
 
 #[test]
 fn both_entries_of_linux_find_the_command_line() {
     for (is_64_bit, mode) in [(true, EntryMode::Bits64), (false, EntryMode::Bits32)] {
-        let said = start(&linux_stub(is_64_bit), mode);
+        let said = start(&bzimage(is_64_bit), mode);
         assert_eq!(said.trim_end_matches('\0'), "first words");
     }
+}
+
+#[test]
+fn a_multiboot_kernel_finds_the_command_line() {
+    let start_at = 0x20_0000_u32;
+    let (magic, flags) = (0x1bad_b002_u32, 1_u32 << 16);
+    let sum = 0_u32.wrapping_sub(magic).wrapping_sub(flags);
+    let fields = [magic, flags, sum, start_at, start_at, 0, 0, start_at + 32];
+    let mut file: Vec<u8> = fields
+        .iter()
+        .flat_map(|field| field.to_le_bytes())
+        .collect();
+    file.extend(print_text(OF_RBX, 16));
+    let said = start(&file, EntryMode::Best);
+    assert_eq!(said.trim_end_matches('\0'), "first words");
+}
+
+#[test]
+fn a_vmlinux_finds_the_command_line() {
+    let mut file = vec![0; 128];
+    put(&mut file, 0, b"\x7fELF\x02\x01\x01");
+    put(&mut file, 16, &[2, 0, 62, 0, 1, 0, 0, 0]);
+    put(&mut file, 24, &(16_u64 << 20).to_le_bytes());
+    put(&mut file, 32, &[64]);
+    put(&mut file, 52, &[64, 0, 56, 0, 1, 0]);
+    let code = print_text(OF_RSI, 0x228);
+    put(&mut file, 64, &[1, 0, 0, 0, 7, 0, 0, 0, 128]);
+    for at in [80, 88] {
+        put(&mut file, at, &(16_u64 << 20).to_le_bytes());
+    }
+    let size = u8::try_from(code.len()).unwrap();
+    put(&mut file, 96, &[size]);
+    put(&mut file, 104, &[size]);
+    file.extend(code);
+    let said = start(&file, EntryMode::Best);
+    assert_eq!(said.trim_end_matches('\0'), "first words");
 }
