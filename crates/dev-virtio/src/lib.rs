@@ -32,6 +32,7 @@
 
 mod bell;
 mod blk;
+mod console;
 mod link;
 mod mmio;
 mod pci;
@@ -41,6 +42,10 @@ mod virtio_core;
 mod virtio_device;
 
 pub use blk::{BlkOptions, BlockErrorSink, BlockIoError, MAX_HELD_BYTES, VirtioBlk};
+pub use console::{
+    DEFAULT_MAX_PORTS, MAX_PORT_INPUT_BYTES, MAX_PORT_NAME_BYTES, MAX_PORT_OUTPUT_BYTES,
+    PortOptions, PortSink, VirtioConsole,
+};
 pub use link::{Link, VirtioInterrupt};
 pub use mmio::{MMIO_BYTES, VirtioMmio};
 pub use pci::{PciOptions, VirtioPci};
@@ -73,6 +78,12 @@ pub enum Error {
     /// The number of queues.
     #[error("a virtio device with {0} queues: it must be 1 to {MAX_QUEUES}")]
     QueueCount(usize),
+    /// The number of ports that a console device may have.
+    #[error("virtio-serial: max_ports {0} must be 1 to 127")]
+    ConsolePorts(u32),
+    /// A port, in the words that clients read.
+    #[error("{0}")]
+    Port(String),
     /// Options of a disk.
     #[error("virtio-blk: {0}")]
     BlkOptions(&'static str),

@@ -6,6 +6,7 @@
 )]
 
 mod blk;
+mod console;
 mod hostile;
 mod pci;
 mod queues;
