@@ -30,6 +30,7 @@
 //! `test_driver`, and the conformance cases of [`device::conformance`]. What the queues of all devices should be able to
 //! do goes into `queue.rs`, registers of all transports into `virtio_core.rs`.
 
+mod balloon;
 mod bell;
 mod blk;
 mod console;
@@ -41,6 +42,10 @@ mod rng;
 mod virtio_core;
 mod virtio_device;
 
+pub use balloon::{
+    BALLOON_STAT_NAMES, BalloonOptions, BalloonSink, BalloonStats, MAX_BALLOON_CHAIN_BYTES,
+    VirtioBalloon,
+};
 pub use blk::{BlkOptions, BlockErrorSink, BlockIoError, MAX_HELD_BYTES, VirtioBlk};
 pub use console::{
     DEFAULT_MAX_PORTS, MAX_PORT_INPUT_BYTES, MAX_PORT_NAME_BYTES, MAX_PORT_OUTPUT_BYTES,

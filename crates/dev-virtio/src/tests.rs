@@ -5,6 +5,7 @@
     reason = "a test fails by panicking"
 )]
 
+mod balloon;
 mod blk;
 mod console;
 mod hostile;
