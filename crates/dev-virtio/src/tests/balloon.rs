@@ -31,18 +31,7 @@ struct Rig {
 
 impl Rig {
     fn new() -> Rig {
-        let changes = Arc::<Changes>::default();
-        let clock = Clock::stepped();
-        let options = BalloonOptions {
-            ram_bytes: RAM_BYTES,
-            deflate_on_oom: true,
-            sink: changes.clone(),
-        };
-        let wall_clock = WallClock::Guest {
-            clock: clock.clone(),
-            start_unix_ns: 1_000_000_000_000,
-        };
-        let balloon = VirtioBalloon::new(options, &clock, wall_clock);
+        let (balloon, changes, clock) = balloon();
         Rig {
             driver: Driver::new(balloon.clone()),
             balloon,
@@ -71,6 +60,27 @@ impl Rig {
         self.driver
             .send(2, &[readable(BUFFERS, bytes.len() as u32)])
     }
+}
+
+fn balloon() -> (Arc<VirtioBalloon>, Arc<Changes>, Clock) {
+    let changes = Arc::<Changes>::default();
+    let clock = Clock::stepped();
+    let options = BalloonOptions {
+        ram_bytes: RAM_BYTES,
+        deflate_on_oom: true,
+        sink: changes.clone(),
+    };
+    let wall_clock = WallClock::Guest {
+        clock: clock.clone(),
+        start_unix_ns: 1_000_000_000_000,
+    };
+    let balloon = VirtioBalloon::new(options, &clock, wall_clock);
+    (balloon, changes, clock)
+}
+
+/// A balloon for tests that do not look at what it does.
+pub fn small_balloon() -> Arc<VirtioBalloon> {
+    balloon().0
 }
 
 #[test]
