@@ -5,7 +5,9 @@
     reason = "a test fails by panicking"
 )]
 
+mod balloon;
 mod blk;
+mod console;
 mod hostile;
 mod pci;
 mod queues;

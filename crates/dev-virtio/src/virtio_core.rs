@@ -146,6 +146,10 @@ impl VirtioCore {
 
     fn look_into_queues(&self) {
         for queue in &self.queues {
+            // What was finished just before the pause, or before the state was saved.
+            if let Some(mut queue) = queue.lock() {
+                queue.signal();
+            }
             self.device.queue_notified(queue.index());
         }
     }

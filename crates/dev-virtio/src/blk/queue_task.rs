@@ -18,6 +18,9 @@ use crate::{Chain, DeviceQueue, QueueGuard};
 /// over this.
 pub const MAX_HELD_BYTES: u64 = 32 << 20;
 
+/// How often the task looks for more to do before others on its executor have their turn.
+const MAX_ROUNDS: u32 = 64;
+
 /// What the parts of the task share.
 struct QueueTask {
     shared: Arc<Shared>,
@@ -38,18 +41,23 @@ pub(super) async fn serve(shared: Arc<Shared>, queue: Arc<DeviceQueue>) {
     let mut slots = RequestSlots::new();
     poll_fn(|cx| {
         slots.set_task(cx.waker());
-        loop {
+        for round in 0.. {
+            if round == MAX_ROUNDS {
+                // Others on this executor want their turn, too.
+                cx.waker().wake_by_ref();
+                break;
+            }
             let has_rung = bell.is_some_and(|bell| bell.listen(cx.waker()));
             let has_ended = slots.poll_ready();
             let has_begun = task.take_requests(|request, chain, epoch| {
                 slots.insert(task.run(request, chain, epoch));
                 !slots.is_full()
             });
+            task.signal();
             if !has_rung && !has_ended && !has_begun {
                 break;
             }
         }
-        task.signal();
         if task.shared.is_closed() && slots.is_empty() {
             Poll::Ready(())
         } else {
@@ -104,9 +112,10 @@ impl QueueTask {
 
     /// Tells the driver of what was finished since the last time.
     fn signal(&self) {
-        if self.has_finished.take()
+        if self.has_finished.get()
             && let Some(mut queue) = self.queue.lock()
         {
+            self.has_finished.set(false);
             queue.signal();
         }
     }

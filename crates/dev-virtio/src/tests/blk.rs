@@ -6,7 +6,7 @@ use block_doubles::{Change, Faults, Storage};
 use block_graph::{BlockBackend, Graph, InFlight, Node, NodeOptions, Permission, Permissions};
 use device::conformance::{self, Subject};
 use device::{Clock, Device, Width};
-use host_io::{Engine, Executor};
+use host_io::{Engine, Executor, ExecutorHandle};
 use parking_lot::Mutex;
 use proptest::prelude::*;
 
@@ -129,6 +129,13 @@ impl Rig {
     fn errors(&self) -> Vec<BlockIoError> {
         std::mem::take(&mut self.errors.0.lock())
     }
+}
+
+/// A disk for tests that do not look at what is on it.
+pub fn small_disk(executor: ExecutorHandle) -> Arc<VirtioBlk> {
+    let backend = backend_over(&Storage::new(vec![0; 1 << 20]), true);
+    let errors = Arc::<Errors>::default();
+    VirtioBlk::new(backend, BlkOptions::default(), vec![executor], errors).unwrap()
 }
 
 /// Where tests put data.
@@ -631,11 +638,7 @@ fn options_that_cannot_be() {
 fn conforms() {
     let executor = Executor::start("disk", Engine::Threads).unwrap();
     conformance::check(|| {
-        let backend = backend_over(&Storage::new(vec![0; 1 << 20]), true);
-        let errors = Arc::<Errors>::default();
-        let handles = vec![executor.handle()];
-        let device = VirtioBlk::new(backend, BlkOptions::default(), handles, errors).unwrap();
-        let driver = Driver::new(device);
+        let driver = Driver::new(small_disk(executor.handle()));
         Subject {
             device: driver.mmio.clone(),
             ranges: vec![(driver.mmio.clone(), MMIO_BYTES)],
