@@ -151,6 +151,8 @@ pub(crate) struct Cpu {
     pub flat_stack: bool,
     pub mode: CodeMode,
     pub cpl: u8,
+    /// Mode and privilege in one, for `Blocks::tag`.
+    pub code_kind: u64,
     /// Writes to decoded code may go through: the instruction runs alone in its block.
     pub alone: bool,
     /// No other vCPU runs.
@@ -214,6 +216,7 @@ impl Cpu {
             flat_stack: false,
             mode: CodeMode::Bits16,
             cpl: 0,
+            code_kind: 0,
             alone: false,
             exclusive: false,
             tlb: Box::default(),
@@ -392,6 +395,7 @@ impl Cpu {
         } else {
             self.segment(SS).dpl
         };
+        self.code_kind = (self.mode as u64) << 1 | u64::from(self.cpl == 3);
         let is64 = self.is64();
         for (number, (base, segment)) in self.seg_base.iter_mut().zip(&self.segments).enumerate() {
             let flat = is64 && number < usize::from(FS);
