@@ -287,7 +287,7 @@ impl SoftVcpu {
 
     /// The trap of single-stepping, behind the instruction.
     fn trap(&mut self, exit: bool) -> Option<Exit> {
-        self.cpu.dr6 |= 1 << 14;
+        self.cpu.system.dr6 |= 1 << 14;
         if exit {
             // HLT and writes of CR8: the trap is taken when the CPU goes on.
             self.cpu.event = Some(Event::Exception {

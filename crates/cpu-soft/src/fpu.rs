@@ -167,7 +167,7 @@ impl Fpu {
 impl Cpu {
     /// x87: #NM if it is emulated or another task's.
     pub(crate) fn x87_ready(&mut self) -> Flow {
-        if self.cr0 & (cr::CR0_EM | cr::CR0_TS) != 0 {
+        if self.system.cr0 & (cr::CR0_EM | cr::CR0_TS) != 0 {
             return Err(self.raise(vector::NM, None));
         }
         Ok(())
@@ -178,7 +178,7 @@ impl Cpu {
     }
 
     /// XMM registers FXSAVE covers: sixteen in 64-bit mode, else eight.
-    fn visible(&self) -> usize {
+    pub(crate) fn visible(&self) -> usize {
         if self.is64() { 16 } else { 8 }
     }
 
@@ -217,7 +217,7 @@ impl Cpu {
         self.save_ready()?;
         let linear = self.aligned(op, 16, 512, true)?;
         let area = self.fpu.legacy_area();
-        let count = if self.cr4 & cr::CR4_OSFXSR != 0 {
+        let count = if self.system.cr4 & cr::CR4_OSFXSR != 0 {
             self.visible()
         } else {
             0
@@ -232,7 +232,7 @@ impl Cpu {
         let mut area = [0; 512];
         self.load_bytes(linear, &mut area)?;
         let mxcsr = u32::from_le_bytes(get(&area, 24));
-        let sse = self.cr4 & cr::CR4_OSFXSR != 0;
+        let sse = self.system.cr4 & cr::CR4_OSFXSR != 0;
         if sse && mxcsr & !MXCSR_MASK != 0 {
             return Err(self.gp(0));
         }
@@ -246,14 +246,14 @@ impl Cpu {
     }
 
     fn xsave_mask(&mut self) -> Result<u64, Stop> {
-        if self.cr4 & cr::CR4_OSXSAVE == 0 {
+        if self.system.cr4 & cr::CR4_OSXSAVE == 0 {
             return Err(self.ud());
         }
-        if self.cr0 & cr::CR0_TS != 0 {
+        if self.system.cr0 & cr::CR0_TS != 0 {
             return Err(self.raise(vector::NM, None));
         }
         let wanted = (self.get(RDX) << 32) | (self.get(RAX) & 0xffff_ffff);
-        Ok(wanted & self.xcr0)
+        Ok(wanted & self.system.xcr0)
     }
 
     fn xsave(&mut self, op: &Op, optimised: bool) -> Flow {
@@ -292,7 +292,7 @@ impl Cpu {
         self.load_bytes(linear, legacy)?;
         let header = u64::from_le_bytes(get(legacy, HEADER_AT));
         let compact = u64::from_le_bytes(get(legacy, HEADER_AT + 8));
-        if compact != 0 || header & !self.xcr0 != 0 {
+        if compact != 0 || header & !self.system.xcr0 != 0 {
             return Err(self.gp(0));
         }
         if mask & header & AVX != 0 {
@@ -341,7 +341,7 @@ helpers! {
         Ok(())
     },
     Fwait => |cpu, _| {
-        if cpu.cr0 & cr::CR0_MP != 0 && cpu.cr0 & cr::CR0_TS != 0 {
+        if cpu.system.cr0 & cr::CR0_MP != 0 && cpu.system.cr0 & cr::CR0_TS != 0 {
             return Err(cpu.raise(vector::NM, None));
         }
         Ok(())
@@ -367,8 +367,8 @@ helpers! {
     },
     Emms => |cpu, _| {
         cpu.x87_ready()?;
+        cpu.top_to_zero();
         cpu.fpu.tags = 0;
-        cpu.fpu.status &= !0x3800;
         Ok(())
     },
     Fxsave => |cpu, op| cpu.fxsave(op),
@@ -377,12 +377,12 @@ helpers! {
     Xsaveopt => |cpu, op| cpu.xsave(op, true),
     Xrstor => |cpu, op| cpu.xrstor(op),
     Stmxcsr => |cpu, op| {
-        cpu.sse_ready()?;
+        cpu.vector_ready(op)?;
         let value = u64::from(cpu.fpu.mxcsr);
         cpu.store::<W32>(op, value)
     },
     Ldmxcsr => |cpu, op| {
-        cpu.sse_ready()?;
+        cpu.vector_ready(op)?;
         let value = cpu.load::<W32>(op)? as u32;
         if value & !MXCSR_MASK != 0 {
             return Err(cpu.gp(0));
@@ -406,8 +406,8 @@ pub(crate) fn lower<D: Domain>(i: &Instruction) -> Option<Lowered<D>> {
         Mnemonic::Xsave | Mnemonic::Xsave64 => helper::<D, Xsave>,
         Mnemonic::Xsaveopt | Mnemonic::Xsaveopt64 => helper::<D, Xsaveopt>,
         Mnemonic::Xrstor | Mnemonic::Xrstor64 => helper::<D, Xrstor>,
-        Mnemonic::Stmxcsr => helper::<D, Stmxcsr>,
-        Mnemonic::Ldmxcsr => helper::<D, Ldmxcsr>,
+        Mnemonic::Stmxcsr | Mnemonic::Vstmxcsr => helper::<D, Stmxcsr>,
+        Mnemonic::Ldmxcsr | Mnemonic::Vldmxcsr => helper::<D, Ldmxcsr>,
         _ => return None,
     })
 }

@@ -37,13 +37,25 @@ mod status {
 }
 
 impl Cpu {
-    fn top(&self) -> u16 {
+    pub(crate) fn top(&self) -> u16 {
         (self.fpu.status >> 11) & 7
     }
 
     fn move_top(&mut self, by: u16) {
         let top = self.top().wrapping_add(by) & 7;
         self.fpu.status = (self.fpu.status & !0x3800) | (top << 11);
+    }
+
+    /// Turns the stack so that its top is register 0; the registers keep what they hold.
+    pub(crate) fn top_to_zero(&mut self) {
+        let top = self.top();
+        self.fpu.st.rotate_right(usize::from(top));
+        self.fpu.status &= !0x3800;
+    }
+
+    /// #MF, if an exception waits that is not masked.
+    pub(crate) fn x87_waits(&mut self) -> Flow {
+        Ok(())
     }
 
     fn tag_bit(&self, index: u8) -> u8 {

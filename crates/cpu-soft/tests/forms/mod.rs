@@ -14,7 +14,11 @@ pub struct Form {
     pub floats: bool,
     /// x87 registers are compared too.
     pub x87: bool,
+    /// Singles in the first vector register may differ by this share.
+    pub tolerance: f32,
 }
+
+pub mod vector;
 
 const CF: u64 = 1;
 const PF: u64 = 4;
@@ -39,6 +43,7 @@ impl Form {
             prepare: nothing,
             floats: false,
             x87: false,
+            tolerance: 0.0,
         }
     }
 
@@ -761,7 +766,7 @@ pub fn stack() -> Vec<Form> {
 }
 
 /// An SSE instruction with registers (XMM1, XMM2), the upper ones, and memory.
-fn xmm_forms(name: &str, before: &[u8], opcode: &[u8], tail: &[u8]) -> Vec<Form> {
+pub fn xmm_forms(name: &str, before: &[u8], opcode: &[u8], tail: &[u8]) -> Vec<Form> {
     let form = |rex: &[u8], operand: &[u8]| {
         let code = [before, rex, &[0x0f], opcode, operand, tail].concat();
         Form::new(format!("{name} {before:02x?} 0f {opcode:02x?}"), code)
@@ -832,6 +837,18 @@ pub fn sse_integer() -> Vec<Form> {
         .chain(0x37..=0x41)
     {
         forms.extend(xmm_forms("map 38", &[0x66], &[0x38, opcode], &[]));
+    }
+    for opcode in 0xdb..=0xdf {
+        forms.extend(xmm_forms("aes", &[0x66], &[0x38, opcode], &[]));
+    }
+    for imm in [0x00, 0x01, 0x36, 0xff] {
+        forms.extend(xmm_forms("aeskeygenassist", &[0x66], &[0x3a, 0xdf], &[imm]));
+    }
+    for opcode in 0xc8..=0xcd {
+        forms.extend(xmm_forms("sha", &[], &[0x38, opcode], &[]));
+    }
+    for imm in 0..4 {
+        forms.extend(xmm_forms("sha1rnds4", &[], &[0x3a, 0xcc], &[imm]));
     }
     for opcode in [0x10, 0x14, 0x15, 0x17] {
         forms.extend(xmm_forms("blendv", &[0x66], &[0x38, opcode], &[]));
@@ -993,9 +1010,13 @@ pub fn sse_float() -> Vec<Form> {
         }
     }
     for opcode in 0x08..=0x0b {
-        for mode in 0..5 {
+        for mode in [0, 1, 2, 3, 4, 8, 11, 12] {
             forms.extend(xmm_forms("round", &[0x66], &[0x3a, opcode], &[mode]));
         }
+    }
+    for imm in [0xff, 0x31, 0x7a, 0xc3] {
+        forms.extend(xmm_forms("dpps", &[0x66], &[0x3a, 0x40], &[imm]));
+        forms.extend(xmm_forms("dppd", &[0x66], &[0x3a, 0x41], &[imm]));
     }
     for imm in [0x00, 0x98, 0x6f, 0xd1] {
         forms.extend(xmm_forms("insertps", &[0x66], &[0x3a, 0x21], &[imm]));

@@ -84,7 +84,8 @@ pub fn long_state(vcpu: &dyn Vcpu, rip: u64) -> VcpuState {
     let mut state = vcpu.state().unwrap();
     state.system.cr0 = 0x8001_0033;
     state.system.cr3 = TABLES;
-    state.system.cr4 = 0x6b0;
+    state.system.cr4 = 0x4_06b0;
+    state.system.xcr0 = 7;
     state.system.efer = 0xd01;
     state.system.segments = [flat(0x10, 3, false, 0); 6];
     state.system.segments[1] = flat(8, 11, true, 0);
