@@ -66,9 +66,14 @@ fn get<const N: usize>(area: &[u8], at: usize) -> [u8; N] {
 }
 
 impl Fpu {
-    fn init_x87(&mut self) {
+    pub(crate) fn init_x87(&mut self) {
         (self.control, self.status, self.tags) = (0x37f, 0, 0);
         (self.opcode, self.ip, self.dp) = (0, 0, 0);
+    }
+
+    /// The control word; bits that do not exist read as they must.
+    pub(crate) fn set_control(&mut self, value: u16) {
+        self.control = (value & 0x1f3f) | 0x40;
     }
 
     /// The first 512 bytes: FXSAVE64's format.
@@ -96,7 +101,7 @@ impl Fpu {
     }
 
     fn take_x87(&mut self, area: &[u8]) {
-        self.control = u16::from_le_bytes(get(area, 0)) | 0x40;
+        self.set_control(u16::from_le_bytes(get(area, 0)));
         self.status = u16::from_le_bytes(get(area, 2));
         let [tags] = get(area, 4);
         self.tags = tags;
@@ -237,6 +242,7 @@ impl Cpu {
             return Err(self.gp(0));
         }
         self.fpu.take_x87(&area);
+        self.x87_summary();
         if sse {
             self.fpu.mxcsr = mxcsr;
             let count = self.visible();
@@ -310,6 +316,7 @@ impl Cpu {
                 self.fpu.init_x87();
                 self.fpu.st = [0; 8];
             }
+            self.x87_summary();
         }
         if mask & (SSE | AVX) != 0 {
             self.fpu.mxcsr = mxcsr;
@@ -332,6 +339,7 @@ impl Cpu {
 helpers! {
     Fninit => |cpu, _| {
         cpu.x87_ready()?;
+        cpu.top_to_zero();
         cpu.fpu.init_x87();
         Ok(())
     },
@@ -344,7 +352,7 @@ helpers! {
         if cpu.system.cr0 & cr::CR0_MP != 0 && cpu.system.cr0 & cr::CR0_TS != 0 {
             return Err(cpu.raise(vector::NM, None));
         }
-        Ok(())
+        cpu.x87_waits()
     },
     Fnstcw => |cpu, op| {
         cpu.x87_ready()?;
@@ -353,7 +361,10 @@ helpers! {
     },
     Fldcw => |cpu, op| {
         cpu.x87_ready()?;
-        cpu.fpu.control = cpu.load::<W16>(op)? as u16 | 0x40;
+        cpu.x87_waits()?;
+        let control = cpu.load::<W16>(op)? as u16;
+        cpu.fpu.set_control(control);
+        cpu.x87_summary();
         Ok(())
     },
     Fnstsw => |cpu, op| {
@@ -366,7 +377,11 @@ helpers! {
         cpu.store::<W16>(op, value)
     },
     Emms => |cpu, _| {
+        if cpu.system.cr0 & cr::CR0_EM != 0 {
+            return Err(cpu.ud());
+        }
         cpu.x87_ready()?;
+        cpu.x87_waits()?;
         cpu.top_to_zero();
         cpu.fpu.tags = 0;
         Ok(())

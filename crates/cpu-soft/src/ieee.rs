@@ -525,6 +525,8 @@ impl Context {
             if self.wrap && n.exponent - WRAP <= format.bias() {
                 return Self::assemble(format, n.scaled(-WRAP));
             }
+            self.flags |= if self.wrap { PE } else { 0 };
+            self.up = true;
             return format.infinity(n.sign);
         }
         self.flags |= PE;
@@ -546,6 +548,7 @@ impl Context {
             if self.wrap && rounded.exponent + WRAP >= 1 - bias {
                 return Self::assemble(format, rounded.scaled(WRAP));
             }
+            self.flags |= if self.wrap { PE } else { 0 };
             return format.zero(n.sign);
         }
         if self.flush {

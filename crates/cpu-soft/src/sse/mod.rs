@@ -9,7 +9,7 @@
 mod avx;
 mod convert;
 mod crypto;
-mod float;
+pub(crate) mod float;
 mod fma;
 mod integer;
 mod mmx;
