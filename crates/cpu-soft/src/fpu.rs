@@ -11,6 +11,10 @@ use crate::lower::{Lowered, go};
 const X87: u64 = 1;
 const SSE: u64 = 2;
 const AVX: u64 = 4;
+/// The bit of an area's header that says it is compact.
+const COMPACT: u64 = 1 << 63;
+/// MXCSR after reset.
+const MXCSR_INITIAL: u32 = 0x1f80;
 /// Bits of MXCSR that may be set.
 pub(crate) const MXCSR_MASK: u32 = 0xffff;
 /// Where the upper halves of the YMM registers are in an XSAVE area.
@@ -41,7 +45,7 @@ impl Default for Fpu {
     fn default() -> Self {
         Self {
             vector: [[0; 2]; 16],
-            mxcsr: 0x1f80,
+            mxcsr: MXCSR_INITIAL,
             st: [0; 8],
             control: 0x40,
             status: 0,
@@ -262,19 +266,34 @@ impl Cpu {
         Ok(wanted & self.system.xcr0)
     }
 
-    fn xsave(&mut self, op: &Op, optimised: bool) -> Flow {
+    /// The components of XCR0 that are in use.
+    pub(crate) fn components_in_use(&self) -> u64 {
+        self.fpu.in_use() & self.system.xcr0
+    }
+
+    /// XSAVE, XSAVEOPT (`optimised`: only what is in use) and XSAVEC (`compact`: and the header
+    /// says what there is room for; AVX's place is the same, nothing being before it).
+    fn xsave(&mut self, op: &Op, optimised: bool, compact: bool) -> Flow {
         let mask = self.xsave_mask()?;
         let size = if mask & AVX != 0 { 832 } else { 576 };
         let linear = self.aligned(op, 64, size, true)?;
         let area = self.fpu.area();
         let part = |from: usize, to: usize| area.0.get(from..to).unwrap_or_default();
-        let used = self.fpu.in_use();
+        let mut used = self.fpu.in_use();
+        if compact && self.fpu.mxcsr != MXCSR_INITIAL {
+            used |= SSE;
+        }
         let write = if optimised { mask & used } else { mask };
         if write & X87 != 0 {
             self.store_bytes(linear, part(0, 24))?;
             self.store_bytes(linear.wrapping_add(32), part(32, 160))?;
         }
-        if mask & (SSE | AVX) != 0 {
+        let control = if compact {
+            write & SSE
+        } else {
+            mask & (SSE | AVX)
+        };
+        if control != 0 {
             self.store_bytes(linear.wrapping_add(24), part(24, 32))?;
         }
         if write & SSE != 0 {
@@ -286,6 +305,10 @@ impl Cpu {
             self.store_bytes(linear.wrapping_add(YMM_AT as u64), part(YMM_AT, end))?;
         }
         let at = linear.wrapping_add(HEADER_AT as u64);
+        if compact {
+            self.store_linear::<W64>(at, used & mask)?;
+            return self.store_linear::<W64>(at.wrapping_add(8), COMPACT | mask);
+        }
         let old = self.load_linear::<W64>(at)?;
         self.store_linear::<W64>(at, (old & !mask) | (used & mask))
     }
@@ -298,14 +321,36 @@ impl Cpu {
         self.load_bytes(linear, legacy)?;
         let header = u64::from_le_bytes(get(legacy, HEADER_AT));
         let compact = u64::from_le_bytes(get(legacy, HEADER_AT + 8));
-        if compact != 0 || header & !self.system.xcr0 != 0 {
+        let room = if compact == 0 {
+            self.system.xcr0
+        } else {
+            compact & !COMPACT
+        };
+        let reserved = legacy.get(HEADER_AT + 16..).unwrap_or_default();
+        let reserved = if compact == 0 {
+            reserved.get(..8).unwrap_or_default()
+        } else {
+            reserved
+        };
+        if header & !room != 0
+            || room & !self.system.xcr0 != 0
+            || (compact != 0 && compact & COMPACT == 0)
+            || reserved.iter().any(|byte| *byte != 0)
+        {
             return Err(self.gp(0));
         }
         if mask & header & AVX != 0 {
             self.load_bytes(linear.wrapping_add(YMM_AT as u64), upper)?;
         }
-        let mxcsr = u32::from_le_bytes(get(legacy, 24));
-        if mask & (SSE | AVX) != 0 && mxcsr & !MXCSR_MASK != 0 {
+        let mut mxcsr = u32::from_le_bytes(get(legacy, 24));
+        let mut control = mask & (SSE | AVX);
+        if compact != 0 {
+            control = mask & SSE;
+            if header & SSE == 0 {
+                mxcsr = MXCSR_INITIAL;
+            }
+        }
+        if control != 0 && mxcsr & !MXCSR_MASK != 0 {
             return Err(self.gp(0));
         }
         let count = self.visible();
@@ -318,7 +363,7 @@ impl Cpu {
             }
             self.x87_summary();
         }
-        if mask & (SSE | AVX) != 0 {
+        if control != 0 {
             self.fpu.mxcsr = mxcsr;
         }
         if mask & SSE != 0 {
@@ -388,8 +433,9 @@ helpers! {
     },
     Fxsave => |cpu, op| cpu.fxsave(op),
     Fxrstor => |cpu, op| cpu.fxrstor(op),
-    Xsave => |cpu, op| cpu.xsave(op, false),
-    Xsaveopt => |cpu, op| cpu.xsave(op, true),
+    Xsave => |cpu, op| cpu.xsave(op, false, false),
+    Xsaveopt => |cpu, op| cpu.xsave(op, true, false),
+    Xsavec => |cpu, op| cpu.xsave(op, true, true),
     Xrstor => |cpu, op| cpu.xrstor(op),
     Stmxcsr => |cpu, op| {
         cpu.vector_ready(op)?;
@@ -420,6 +466,7 @@ pub(crate) fn lower<D: Domain>(i: &Instruction) -> Option<Lowered<D>> {
         Mnemonic::Fxrstor | Mnemonic::Fxrstor64 => helper::<D, Fxrstor>,
         Mnemonic::Xsave | Mnemonic::Xsave64 => helper::<D, Xsave>,
         Mnemonic::Xsaveopt | Mnemonic::Xsaveopt64 => helper::<D, Xsaveopt>,
+        Mnemonic::Xsavec | Mnemonic::Xsavec64 => helper::<D, Xsavec>,
         Mnemonic::Xrstor | Mnemonic::Xrstor64 => helper::<D, Xrstor>,
         Mnemonic::Stmxcsr | Mnemonic::Vstmxcsr => helper::<D, Stmxcsr>,
         Mnemonic::Ldmxcsr | Mnemonic::Vldmxcsr => helper::<D, Ldmxcsr>,

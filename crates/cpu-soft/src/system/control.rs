@@ -224,7 +224,8 @@ impl Cpu {
         let what = self.get(op.dst);
         let pcid = self.load_at::<W64>(op, 0)?;
         let linear = self.load_at::<W64>(op, 8)?;
-        if what > 3 || pcid >> 12 != 0 || (what == 0 && !self.canonical(linear)) {
+        let without = what < 2 && pcid != 0 && self.system.cr4 & cr::CR4_PCIDE == 0;
+        if what > 3 || pcid >> 12 != 0 || without || (what == 0 && !self.canonical(linear)) {
             return Err(self.gp(0));
         }
         let present = self.system.cr3 & 0xfff == pcid;
@@ -468,10 +469,11 @@ helpers! {
         if cpu.system.cr4 & cr::CR4_OSXSAVE == 0 {
             return Err(cpu.ud());
         }
-        if cpu.get(RCX) as u32 != 0 {
-            return Err(cpu.gp(0));
-        }
-        let value = cpu.system.xcr0;
+        let value = match cpu.get(RCX) as u32 {
+            0 => cpu.system.xcr0,
+            1 => cpu.components_in_use(),
+            _ => return Err(cpu.gp(0)),
+        };
         cpu.put(RAX, value & 0xffff_ffff);
         cpu.put(RDX, value >> 32);
         Ok(())

@@ -56,6 +56,9 @@ impl Cpu {
         if leaf == 0xd && subleaf == 0 && self.features.xsave {
             entry.ebx = if self.system.xcr0 & 4 != 0 { 832 } else { 576 };
         }
+        if leaf == 0xd && subleaf == 1 && self.features.avx {
+            entry.ebx = if self.system.xcr0 & 4 != 0 { 832 } else { 576 };
+        }
         entry
     }
 }
@@ -156,8 +159,8 @@ pub fn table(model: Model, index: u32, cpus: u32) -> CpuidTable {
     set(7, Some(0), seven);
     if max {
         set(0xd, Some(0), [7, 576, 832, 0]);
-        // XSAVEOPT.
-        set(0xd, Some(1), [1, 0, 0, 0]);
+        // XSAVEOPT, XSAVEC, XGETBV of what is in use.
+        set(0xd, Some(1), [7, 832, 0, 0]);
         // The upper halves of YMM registers: how many bytes, and where.
         set(0xd, Some(2), [256, 576, 0, 0]);
     }
