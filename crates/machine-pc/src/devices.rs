@@ -3,8 +3,10 @@
 //! [`KINDS`] is the registry: a kind has a name, a bus, properties, and a function that makes the device and connects
 //! it. What a device is made over (chardevs, nodes, threads) comes with [`DeviceServices`].
 
+mod balloon;
 mod disk;
 mod isa;
+mod ports;
 mod properties;
 mod virtio;
 
@@ -15,12 +17,14 @@ use api::{IOThreadInfo, QmpError};
 use block_graph::Graph;
 use boot_pc::acpi::LegacyDevice;
 use chardev::ChardevRegistry;
+use dev_virtio::{VirtioBalloon, VirtioConsole};
 use device::pci::PciAddress;
 use device::{Device, IoHandler};
 use host_io::ExecutorHandle;
 use objects::ObjectTree;
 use serde_json::{Map, Value};
 
+pub(crate) use balloon::guest_stats;
 pub use properties::{Properties, PropertySpec};
 
 use crate::control::{Control, Pausable};
@@ -52,6 +56,18 @@ pub enum BusKind {
     Pci,
     /// One of board `microvm`'s places for virtio devices.
     VirtioMmio,
+    /// A controller of virtio serial ports.
+    VirtioSerial,
+}
+
+/// What the machine's commands reach of a device.
+pub(crate) enum Part {
+    /// Nothing beyond what every device has.
+    None,
+    /// The balloon.
+    Balloon(Arc<VirtioBalloon>),
+    /// A controller of serial ports.
+    Ports(Arc<VirtioConsole>),
 }
 
 /// Where a device sits.
@@ -63,6 +79,8 @@ pub(crate) enum Place {
     Pci(PciAddress),
     /// A place for a virtio device, by number.
     Mmio(u64),
+    /// A controller of serial ports.
+    Port,
 }
 
 impl BusKind {
@@ -73,6 +91,7 @@ impl BusKind {
             Self::Isa => "ISA",
             Self::Pci => "PCI",
             Self::VirtioMmio => "virtio-bus",
+            Self::VirtioSerial => "virtio-serial-bus",
         }
     }
 }
@@ -102,6 +121,12 @@ pub const KINDS: &[&DeviceKind] = &[
     &isa::PVPANIC,
     &disk::BLK_PCI,
     &disk::BLK_MMIO,
+    &balloon::BALLOON_PCI,
+    &balloon::BALLOON_MMIO,
+    &ports::CONTROLLER_PCI,
+    &ports::CONTROLLER_MMIO,
+    &ports::CONSOLE,
+    &ports::PORT,
     &virtio::RNG_PCI,
     &virtio::RNG_MMIO,
 ];
@@ -111,6 +136,7 @@ pub(crate) struct Made {
     /// What is reset and saved.
     pub(crate) device: Arc<dyn Device>,
     pub(crate) place: Place,
+    pub(crate) part: Part,
     /// What works on its own and is held still with the machine.
     pub(crate) pausable: Option<Arc<dyn Pausable>>,
     /// How tables tell the guest of it, where it is not found on a bus.
@@ -127,6 +153,7 @@ impl Made {
         Self {
             device,
             place: Place::Isa,
+            part: Part::None,
             pausable: None,
             described: None,
             cable: None,
@@ -275,36 +302,24 @@ impl Control {
         let device = devices
             .find(|device| device.id.as_deref() == Some(id) || device.qom_path() == id)
             .ok_or_else(|| QmpError::device_not_found(id))?;
-        let Place::Pci(address) = device.made.place else {
+        let place = device.made.place;
+        if !matches!(place, Place::Pci(_) | Place::Port) {
             let name = device.kind.name;
             return Err(QmpError::generic(format!(
                 "Device '{name}' does not support hotplugging"
             )));
-        };
+        }
         if device.asked_back {
             return Err(QmpError::generic(format!(
                 "Device {id} is already in the process of unplug"
             )));
         }
         device.asked_back = true;
-        self.ask_back(address);
+        match place {
+            Place::Pci(address) => self.ask_back(address),
+            _ => self.take_asked_back(),
+        }
         Ok(())
-    }
-
-    /// `balloon`.
-    ///
-    /// # Errors
-    /// There is no balloon.
-    pub(crate) fn set_balloon(&mut self, _target: i64) -> Result<(), QmpError> {
-        Err(QmpError::device_not_active("balloon"))
-    }
-
-    /// What the guest has, as its balloon leaves it.
-    ///
-    /// # Errors
-    /// There is no balloon.
-    pub(crate) fn balloon_bytes(&self) -> Result<i64, QmpError> {
-        Err(QmpError::device_not_active("balloon"))
     }
 
     /// Threads that devices' requests run on.

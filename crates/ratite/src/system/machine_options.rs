@@ -79,9 +79,19 @@ pub(crate) fn read(given: &[Given]) -> Result<Wanted, QmpError> {
     }
     config.accelerator = choose(&accelerators)?;
     if config.payload.kernel.is_none() {
+        let append = !config.payload.command_line.is_empty();
+        let is_embedded = config.payload.firmware.is_none() && config.payload.initrd.is_none();
+        let embedded = guest_payload::image().filter(|_| is_embedded);
+        config.payload.kernel = embedded.map(GuestFile::Embedded);
+        if config.payload.kernel.is_some() {
+            return Ok(Wanted::Machine(Box::new(MachineOptions {
+                config,
+                stopped,
+            })));
+        }
         let needs = [
             ("initrd", config.payload.initrd.is_some()),
-            ("append", !config.payload.command_line.is_empty()),
+            ("append", append),
         ];
         if let Some((option, _)) = needs.iter().find(|(_, given)| *given) {
             return Err(QmpError::generic(format!(
