@@ -13,6 +13,7 @@ const TARGETS: &[(&str, u32)] = &[
     ("qmp_bytes", 4096),
     ("qcow2_image", 65_536),
     ("nbd_client_bytes", 4096),
+    ("kernel_image", 8192),
     ("option_text", 1024),
 ];
 

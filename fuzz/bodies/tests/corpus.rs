@@ -15,8 +15,8 @@ use std::path::{Path, PathBuf};
 
 use block_doubles::Rng;
 use fuzz_bodies::{
-    compare_and_write, nbd_client_bytes, option_text, pack_image, qapi_text, qcow2_image,
-    qmp_bytes, unpack_image,
+    compare_and_write, kernel_image, nbd_client_bytes, option_text, pack_image, qapi_text,
+    qcow2_image, qmp_bytes, unpack_image,
 };
 
 /// Longest mutated input.
@@ -120,6 +120,11 @@ fn qcow2_images_hold() {
 #[test]
 fn nbd_client_bytes_hold() {
     run("nbd_client_bytes", nbd_client_bytes, 2000);
+}
+
+#[test]
+fn kernel_images_hold() {
+    run("kernel_image", kernel_image, 2000);
 }
 
 #[test]
