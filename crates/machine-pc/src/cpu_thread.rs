@@ -305,11 +305,12 @@ impl CpuThread {
                 }
                 return true;
             }
+            // A reset comes before whoever asks for the state after it.
+            self.take_signals(&mut inner);
             if let Some(work) = inner.work.pop_front() {
                 parking_lot::MutexGuard::unlocked(&mut inner, || work(self.vcpu.as_mut()));
                 continue;
             }
-            self.take_signals(&mut inner);
             if inner.wanted == Wanted::Run {
                 inner.standing = false;
                 if !self.is_idle() || self.wakes_up() {
