@@ -10,31 +10,35 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use block_doubles::Storage;
 use block_graph::{Graph, InFlight, Node, NodeOptions, Permission, Permissions};
+use chardev::{ByteStream, Chardev, ChardevRegistry, Connections, RingBuffer};
 use dev_virtio::{
-    BlkOptions, BlockErrorSink, BlockIoError, HostEntropy, PciOptions, VirtioBlk, VirtioDevice,
-    VirtioPci, VirtioRng,
+    BalloonOptions, BalloonSink, BlkOptions, BlockErrorSink, BlockIoError, HostEntropy, PciOptions,
+    PortOptions, VirtioBalloon, VirtioBlk, VirtioConsole, VirtioDevice, VirtioPci, VirtioRng,
 };
 use device::doubles::RecordingPins;
 use device::pci::{PciAddress, PciBus};
-use device::{Clock, IoMap, IrqLine, Width};
+use device::{Clock, IoMap, IrqLine, WallClock, Width};
 use guest_memory::{GuestMemory, GuestPhysAddr};
 use host_io::{Engine, Executor};
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, DuplexStream, ReadBuf};
+use tokio::sync::mpsc;
 
 const DISK_BYTES: usize = 1 << 20;
 const SLOT: u8 = 4;
 const BASE: u64 = 0xe000_0000;
-const TABLE: u64 = 0x10_0000;
-const AVAILABLE: u64 = 0x10_1000;
-const USED: u64 = 0x10_2000;
-const BUFFERS: u64 = 0x11_0000;
+const BUFFERS: u64 = 0x20_0000;
 const RAM_BYTES: u64 = 16 << 20;
 
 /// A machine with one virtio function in slot 4.
@@ -216,6 +220,68 @@ impl Machine for Qemu {
     }
 }
 
+/// A chardev whose connections the test makes.
+struct Plug(Mutex<Option<Connections>>);
+
+impl Chardev for Plug {
+    fn type_name(&self) -> &'static str {
+        "chardev-test"
+    }
+    fn filename(&self) -> String {
+        String::new()
+    }
+    fn take_connections(&self) -> Option<Connections> {
+        self.0.lock().take()
+    }
+    fn return_connections(&self, connections: Connections) {
+        *self.0.lock() = Some(connections);
+    }
+    fn ring_buffer(&self) -> Option<&RingBuffer> {
+        None
+    }
+    fn send_break(&self) {}
+}
+
+struct Stream(DuplexStream);
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
+impl ByteStream for Stream {
+    fn take_fds(&mut self) -> Vec<OwnedFd> {
+        Vec::new()
+    }
+}
+
+struct NoBalloon;
+
+impl BalloonSink for NoBalloon {
+    fn memory_changed(&self, _actual_bytes: u64) {}
+}
+
 struct Nobody;
 
 impl BlockErrorSink for Nobody {
@@ -270,8 +336,20 @@ fn our_disk(content: Vec<u8>, serial: &str, is_writable: bool) -> Ours {
     })
 }
 
-/// Brings the function up with one queue of 16; gives what a driver sees on the way.
-fn start(machine: &mut dyn Machine, wanted_features: u64) -> Vec<u64> {
+fn table(queue: u16) -> u64 {
+    0x10_0000 + u64::from(queue) * 0x4000
+}
+
+fn available(queue: u16) -> u64 {
+    table(queue) + 0x1000
+}
+
+fn used(queue: u16) -> u64 {
+    table(queue) + 0x2000
+}
+
+/// Brings the function up with so many queues of a size; gives what a driver sees on the way.
+fn start(machine: &mut dyn Machine, wanted_features: u64, queues: u16, size: u64) -> Vec<u64> {
     let mut seen = Vec::new();
     for offset in [0x00, 0x08, 0x2c] {
         seen.push(u64::from(machine.config_read(offset)));
@@ -300,38 +378,66 @@ fn start(machine: &mut dyn Machine, wanted_features: u64) -> Vec<u64> {
         step(0x0c, 4, wanted_features >> (32 * half) & 0xffff_ffff);
     }
     step(0x14, 1, 11);
-    step(0x16, 2, 0);
-    step(0x18, 2, 16);
-    step(0x1a, 2, 77);
-    for (offset, address) in [(0x20, TABLE), (0x28, AVAILABLE), (0x30, USED)] {
-        step(offset, 4, address);
-        step(offset + 4, 4, 0);
+    for queue in 0..queues {
+        step(0x16, 2, queue.into());
+        step(0x18, 2, size);
+        step(0x1a, 2, 77);
+        let areas = [
+            (0x20, table(queue)),
+            (0x28, available(queue)),
+            (0x30, used(queue)),
+        ];
+        for (offset, address) in areas {
+            step(offset, 4, address);
+            step(offset + 4, 4, 0);
+        }
+        step(0x1c, 2, 1);
     }
-    step(0x1c, 2, 1);
     step(0x14, 1, 15);
     seen
 }
 
-/// Sends one chain and waits for its answer: what the used ring says.
-fn send(machine: &mut dyn Machine, count: u16, buffers: &[(u64, u32, bool)]) -> Vec<u8> {
-    for (index, (address, bytes, is_writable)) in buffers.iter().enumerate() {
-        let is_last = index + 1 == buffers.len();
+/// Makes chain number `count` (from 0) available, with descriptors from `head` on.
+fn offer(
+    machine: &mut dyn Machine,
+    queue: u16,
+    count: u16,
+    head: u16,
+    buffers: &[(u64, u32, bool)],
+) {
+    for (index, (address, bytes, is_writable)) in (head..).zip(buffers) {
+        let is_last = usize::from(index - head) + 1 == buffers.len();
         let flags = u16::from(!is_last) | u16::from(*is_writable) << 1;
         let mut descriptor = address.to_le_bytes().to_vec();
         descriptor.extend(bytes.to_le_bytes());
         descriptor.extend(flags.to_le_bytes());
-        descriptor.extend((index as u16 + 1).to_le_bytes());
-        machine.put(TABLE + 16 * index as u64, &descriptor);
+        descriptor.extend((index + 1).to_le_bytes());
+        machine.put(table(queue) + 16 * u64::from(index), &descriptor);
     }
     let slot = u64::from(count % 16);
-    machine.put(AVAILABLE + 4 + 2 * slot, &[0, 0]);
-    machine.put(AVAILABLE + 2, &(count + 1).to_le_bytes());
-    machine.write(BASE + 0x3000, 2, 0);
+    machine.put(available(queue) + 4 + 2 * slot, &head.to_le_bytes());
+    machine.put(available(queue) + 2, &(count + 1).to_le_bytes());
+    machine.write(BASE + 0x3000 + 4 * u64::from(queue), 2, queue.into());
+}
+
+/// Waits until chain number `count` has been used: what the used ring says.
+fn wait(machine: &mut dyn Machine, queue: u16, count: u16) -> Vec<u8> {
     let began = Instant::now();
-    while machine.get(USED + 2, 2) != (count + 1).to_le_bytes() {
+    loop {
+        let index = machine.get(used(queue) + 2, 2);
+        let index = u16::from_le_bytes([index[0], index[1]]);
+        if index.wrapping_sub(count + 1) < 0x8000 {
+            break;
+        }
         assert!(began.elapsed() < Duration::from_secs(20), "no answer");
     }
-    machine.get(USED + 4 + 8 * slot, 8)
+    machine.get(used(queue) + 4 + 8 * u64::from(count % 16), 8)
+}
+
+/// Sends one chain on queue 0 and waits for its answer.
+fn send(machine: &mut dyn Machine, count: u16, buffers: &[(u64, u32, bool)]) -> Vec<u8> {
+    offer(machine, 0, count, 0, buffers);
+    wait(machine, 0, count)
 }
 
 /// Random numbers with a seed (xorshift64*).
@@ -449,7 +555,10 @@ fn a_disk() {
         let mut ours = our_disk(content(), "a serial", is_writable);
         // VERSION_1, flush, write zeroes.
         let features = 1 << 32 | 1 << 9 | 1 << 14;
-        assert_eq!(start(&mut ours, features), start(&mut qemu, features));
+        assert_eq!(
+            start(&mut ours, features, 1, 16),
+            start(&mut qemu, features, 1, 16)
+        );
         let config = |machine: &mut dyn Machine| -> Vec<u64> {
             (0..57)
                 .map(|at| machine.read(BASE + 0x2000 + at, 1))
@@ -466,21 +575,149 @@ fn a_disk() {
 
 #[test]
 fn random_numbers() {
+    // QEMU gives none while the machine stands, as it must here: only the registers are compared.
     let device = ["-device", "virtio-rng-pci,disable-legacy=on,addr=4"];
     let Some(mut qemu) = Qemu::start(&content(), &device) else {
         return;
     };
     let mut ours = ours(|_| VirtioRng::new(Box::new(HostEntropy), None, &Clock::stepped()));
-    // Features that are not offered are not agreed on; the queue of 16 is larger than may be.
     for features in [1 << 32 | 1 << 29, 1 << 32] {
-        let (seen, wanted) = (start(&mut ours, features), start(&mut qemu, features));
-        // QEMU takes a queue size that is too large for the size it offers; ours breaks the device.
-        let until_size = seen.len() - 20;
-        assert_eq!(seen[..until_size], wanted[..until_size]);
+        assert_eq!(
+            start(&mut ours, features, 1, 8),
+            start(&mut qemu, features, 1, 8)
+        );
     }
-    for machine in [&mut ours as &mut dyn Machine, &mut qemu] {
-        machine.write(BASE + 0x14, 1, 0);
-        let _ = start(machine, 1 << 32);
+}
+
+/// What a driver hears when it introduces itself, opens a port, and sends.
+fn introduce(machine: &mut dyn Machine) -> Vec<Vec<u8>> {
+    let mut seen = Vec::new();
+    for count in 0..12 {
+        let address = BUFFERS + 0x100 * u64::from(count);
+        offer(machine, 2, count, count, &[(address, 64, true)]);
     }
-    drop(qemu);
+    let mut heard = 0;
+    // Port, event, value; and how many answers follow.
+    let sayings = [
+        (0_u32, 0_u16, 1_u16, 2),
+        (0, 3, 1, 1),
+        (1, 3, 1, 2),
+        (7, 3, 1, 0),
+        (1, 6, 1, 0),
+        (1, 99, 1, 0),
+        (1, 3, 1, 2),
+    ];
+    for (said, (port, event, value, answers)) in (0..).zip(sayings) {
+        let mut message = port.to_le_bytes().to_vec();
+        message.extend(event.to_le_bytes());
+        message.extend(value.to_le_bytes());
+        machine.put(BUFFERS + 0x8000, &message);
+        offer(machine, 3, said, 0, &[(BUFFERS + 0x8000, 8, false)]);
+        seen.push(wait(machine, 3, said));
+        let mut messages = Vec::new();
+        for _ in 0..answers {
+            let used = wait(machine, 2, heard);
+            let address = BUFFERS + 0x100 * u64::from(used[0]);
+            messages.push(machine.get(address, usize::from(used[4])));
+            heard += 1;
+        }
+        seen.extend(messages);
+    }
+    machine.put(BUFFERS + 0x9000, b"hello");
+    offer(machine, 5, 0, 0, &[(BUFFERS + 0x9000, 5, false)]);
+    seen.push(wait(machine, 5, 0));
+    seen.push(machine.get(used(2) + 2, 2));
+    seen
+}
+
+#[test]
+fn ports() {
+    let device = [
+        "-chardev",
+        "ringbuf,id=c",
+        "-device",
+        "virtio-serial-pci,disable-legacy=on,addr=4,max_ports=4",
+        "-device",
+        "virtconsole",
+        "-device",
+        "virtserialport,chardev=c,name=org.qemu.guest_agent.0",
+    ];
+    let Some(mut qemu) = Qemu::start(&content(), &device) else {
+        return;
+    };
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let console = VirtioConsole::new(4, runtime.handle().clone()).unwrap();
+    let mut ours = ours(|_| console.clone());
+    let registry = Arc::<ChardevRegistry>::default();
+    let (socket, connections) = mpsc::channel(1);
+    let plug = Plug(Mutex::new(Some(connections)));
+    registry.add("c", Arc::new(plug)).unwrap();
+    let port = |name: &str, chardev| PortOptions {
+        number: None,
+        name: name.to_owned(),
+        is_console: name.is_empty(),
+        chardev,
+        sink: None,
+    };
+    assert_eq!(console.add_port(port("", None)), Ok(0));
+    let claim = registry.claim("c").unwrap();
+    assert_eq!(
+        console.add_port(port("org.qemu.guest_agent.0", Some(claim))),
+        Ok(1)
+    );
+    let (mut host, theirs) = tokio::io::duplex(64);
+    socket.try_send(Box::new(Stream(theirs))).ok().unwrap();
+    // The port's task has seen the connection when it has taken it.
+    while socket.capacity() == 0 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    std::thread::sleep(Duration::from_millis(20));
+    let features = 1 << 32 | 1 << 1;
+    assert_eq!(
+        start(&mut ours, features, 6, 16),
+        start(&mut qemu, features, 6, 16)
+    );
+    let config = |machine: &mut dyn Machine| machine.read(BASE + 0x2000, 8);
+    assert_eq!(config(&mut ours), config(&mut qemu));
+    assert_eq!(introduce(&mut ours), introduce(&mut qemu));
+    let mut heard = [0; 5];
+    runtime.block_on(host.read_exact(&mut heard)).unwrap();
+    assert_eq!(&heard, b"hello");
+}
+
+#[test]
+fn a_balloon() {
+    let device = [
+        "-device",
+        "virtio-balloon-pci,disable-legacy=on,addr=4,page-poison=off",
+    ];
+    let Some(mut qemu) = Qemu::start(&content(), &device) else {
+        return;
+    };
+    let mut ours = ours(|_| {
+        let options = BalloonOptions {
+            ram_bytes: RAM_BYTES,
+            deflate_on_oom: false,
+            sink: Arc::new(NoBalloon),
+        };
+        VirtioBalloon::new(options, &Clock::stepped(), WallClock::Host)
+    });
+    let features = 1 << 32 | 1 << 1;
+    assert_eq!(
+        start(&mut ours, features, 3, 16),
+        start(&mut qemu, features, 3, 16)
+    );
+    let run = |machine: &mut dyn Machine| {
+        let page = 0x30_0000_u64;
+        machine.put(page - 1, &[7; 4098]);
+        machine.put(BUFFERS, &u32::to_le_bytes((page >> 12) as u32));
+        let mut seen = vec![send(machine, 0, &[(BUFFERS, 4, false)])];
+        seen.push(machine.get(page - 1, 4098));
+        machine.write(BASE + 0x2004, 4, 1);
+        seen.push(machine.read(BASE + 0x2000, 8).to_le_bytes().to_vec());
+        offer(machine, 1, 0, 0, &[(BUFFERS, 4, false)]);
+        seen.push(wait(machine, 1, 0));
+        seen
+    };
+    assert_eq!(run(&mut ours), run(&mut qemu));
 }
