@@ -54,7 +54,7 @@ pub use console::{
 pub use link::{Link, VirtioInterrupt};
 pub use mmio::{MMIO_BYTES, VirtioMmio};
 pub use pci::{PciOptions, VirtioPci};
-pub use queue::{Chain, DeviceQueue, QueueGuard, Segment};
+pub use queue::{Chain, DeviceQueue, QueueGuard};
 pub use rng::{EntropySource, HostEntropy, MAX_RNG_CHAIN_BYTES, RngLimit, VirtioRng};
 pub use virtio_core::VirtioCore;
 pub use virtio_device::{DeviceType, VirtioDevice};
