@@ -14,6 +14,7 @@ const TARGETS: &[(&str, u32)] = &[
     ("qcow2_image", 65_536),
     ("nbd_client_bytes", 4096),
     ("option_text", 1024),
+    ("virtio_driver", 4096),
 ];
 
 /// How long one input may take before it counts as a hang.

@@ -12,6 +12,7 @@ fn main() -> ExitCode {
         Some("qcow2_image") => fuzz_bodies::qcow2_image,
         Some("nbd_client_bytes") => fuzz_bodies::nbd_client_bytes,
         Some("option_text") => fuzz_bodies::option_text,
+        Some("virtio_driver") => fuzz_bodies::virtio_driver,
         _ => {
             eprintln!("usage: replay TARGET FILE...");
             return ExitCode::FAILURE;
