@@ -710,3 +710,61 @@ proptest! {
         }
     }
 }
+
+/// After a pause nothing moves in guest memory, whatever was under way; afterwards nothing is missing.
+#[test]
+fn pauses_in_the_middle_of_requests() {
+    let options = BlkOptions {
+        queues: 2,
+        ..BlkOptions::default()
+    };
+    let mut rig = Rig::new(1 << 20, options);
+    rig.driver.start(FLUSH_FEATURE | EVENT_IDX);
+    let ram = |rig: &Rig| {
+        rig.driver
+            .get(RAM_START, (DATA - RAM_START) as usize + 0x4000)
+    };
+    let mut caught = 0;
+    for round in 0..150_u64 {
+        rig.storage.set_faults(Faults {
+            yielding: Some(round + 1),
+            ..Faults::default()
+        });
+        for queue in 0..2_u16 {
+            for index in 0..4 {
+                let slot = u64::from(queue) * 4 + index;
+                rig.driver.put(DATA + 512 * slot, &[0xff; 512]);
+                let (header, status) = rig.header(slot, IN, slot + round);
+                let data = writable(DATA + 512 * slot, 512);
+                rig.driver.offer(queue, &[header, data, status]);
+            }
+            rig.driver.notify(queue);
+        }
+        for _ in 0..round % 7 * 300 {
+            std::hint::spin_loop();
+        }
+        rig.driver.mmio.core().pause();
+        let before = ram(&rig);
+        std::thread::sleep(std::time::Duration::from_micros(300));
+        assert!(ram(&rig) == before, "round {round}: something moved");
+        caught += (0..8).filter(|slot| rig.status(*slot) == 0xff).count();
+        if round % 3 == 0 {
+            // Saved, and restored into the same device: the requests are done again.
+            let saved = rig.driver.mmio.save().unwrap();
+            rig.driver.mmio.restore(&saved).unwrap();
+        }
+        rig.driver.mmio.core().resume();
+        for queue in 0..2 {
+            for _ in 0..4 {
+                rig.driver.wait_used(queue);
+            }
+            assert_eq!(rig.driver.take_used(queue), None);
+        }
+        for slot in 0..8 {
+            assert_eq!(rig.status(slot), 0);
+            let wanted = [(slot + round) as u8; 512];
+            assert_eq!(rig.driver.get(DATA + 512 * slot, 512), wanted);
+        }
+    }
+    assert!(caught > 0, "no pause fell between a request and its answer");
+}
