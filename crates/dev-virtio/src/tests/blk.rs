@@ -3,6 +3,7 @@ use std::sync::atomic::Ordering;
 
 use api::{BlockErrorAction, BlockdevOnError, IoOperationType};
 use block_doubles::{Change, Faults, Storage};
+use block_drivers::{FileDriver, FileOptions, HostOpener, HostProtocol};
 use block_graph::{BlockBackend, Graph, InFlight, Node, NodeOptions, Permission, Permissions};
 use device::conformance::{self, Subject};
 use device::{Clock, Device, Width};
@@ -42,13 +43,16 @@ struct Rig {
 }
 
 pub fn backend_over(storage: &Storage, is_writable: bool) -> Arc<BlockBackend> {
+    backend(Box::new(storage.clone()), is_writable)
+}
+
+fn backend(driver: Box<dyn block_graph::Driver>, is_writable: bool) -> Arc<BlockBackend> {
     let graph = Graph::default();
     let options = NodeOptions {
         discard_unmap: true,
         ..NodeOptions::default()
     };
     let counter = Arc::<InFlight>::default();
-    let driver = Box::new(storage.clone());
     let node = Node::new("disk".to_owned(), driver, options, !is_writable, counter);
     let place = graph.reserve_place();
     graph.insert(place, Arc::clone(&node)).unwrap();
@@ -708,6 +712,58 @@ proptest! {
             }
             prop_assert!(rig.storage.content() == model);
         }
+    }
+}
+
+#[test]
+fn a_file_through_io_uring() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len(1 << 20).unwrap();
+    let options = FileOptions {
+        protocol: HostProtocol::File,
+        filename: file.path().to_str().unwrap().to_owned(),
+        read_only: false,
+        auto_read_only: false,
+        direct: false,
+        locking: true,
+    };
+    let file_driver = FileDriver::open(options, Arc::new(HostOpener)).unwrap();
+    let backend = backend(Box::new(file_driver), true);
+    let executor = Executor::start("disk", Engine::Uring).unwrap();
+    let handles = vec![executor.handle()];
+    let errors = Arc::<Errors>::default();
+    let device = VirtioBlk::new(backend, BlkOptions::default(), handles, errors).unwrap();
+    let mut driver = Driver::new(device);
+    driver.start(FLUSH_FEATURE | EVENT_IDX);
+    let header = |driver: &Driver, kind: u32, sector: u64| {
+        driver.put(BUFFERS, &kind.to_le_bytes());
+        driver.put(BUFFERS + 8, &sector.to_le_bytes());
+    };
+    let status = writable(BUFFERS + 16, 1);
+    for round in 0..20_u8 {
+        let at = 16 * 4096 * usize::from(round % 15);
+        driver.put(DATA, &[round + 1; 4096 * 16]);
+        header(&driver, OUT, at as u64 / 512);
+        let data = [
+            readable(DATA, 4096 * 7),
+            readable(DATA + 4096 * 7, 4096 * 9),
+        ];
+        driver.send(0, &[readable(BUFFERS, 16), data[0], data[1], status]);
+        driver.wait_used(0);
+        assert_eq!(driver.get(BUFFERS + 16, 1), [0]);
+        let content = std::fs::read(file.path()).unwrap();
+        assert!(content[at..at + 4096 * 16] == [round + 1; 4096 * 16]);
+        header(&driver, IN, at as u64 / 512 + 1);
+        driver.send(
+            0,
+            &[
+                readable(BUFFERS, 16),
+                writable(DATA + 0x2_0000, 1024),
+                status,
+            ],
+        );
+        driver.wait_used(0);
+        assert_eq!(driver.get(DATA + 0x2_0000, 1024), [round + 1; 1024]);
     }
 }
 
