@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use block_doubles::Rng;
 use fuzz_bodies::{
     compare_and_write, kernel_image, nbd_client_bytes, option_text, pack_image, qapi_text,
-    qcow2_image, qmp_bytes, unpack_image,
+    qcow2_image, qmp_bytes, unpack_image, virtio_driver,
 };
 
 /// Longest mutated input.
@@ -130,6 +130,11 @@ fn kernel_images_hold() {
 #[test]
 fn option_text_holds() {
     run("option_text", option_text, 2000);
+}
+
+#[test]
+fn virtio_drivers_hold() {
+    run("virtio_driver", virtio_driver, 3000);
 }
 
 /// The oracles have something to compare: QEMU's images are accepted by both readers.
