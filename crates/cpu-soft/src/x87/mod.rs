@@ -207,6 +207,7 @@ impl Cpu {
     }
 
     /// The memory operand of an instruction as it is there, as an integer or a float.
+    #[inline(never)]
     fn load_operand(&mut self, op: &Op, kind: u8) -> Result<Number, Stop> {
         let integer = |value: u64| Number::integer(i128::from(value as i64));
         Ok(match kind {
@@ -229,6 +230,7 @@ impl Cpu {
     }
 
     /// Stores ST0; whether it was stored.
+    #[inline(never)]
     fn store_number(&mut self, op: &Op, kind: u8, truncate: bool) -> Result<bool, Stop> {
         if kind == EXTENDED {
             let empty = !self.holds(0);
@@ -313,6 +315,7 @@ impl Cpu {
         (a.is_nan() || b.is_nan()).then(|| self.nan_of(a, b, context))
     }
 
+    #[inline(never)]
     fn arithmetic(&mut self, a: Number, b: Number, what: u8, context: &mut Context) -> u128 {
         if let Some(special) = self.special([a, b], context) {
             return special;
