@@ -32,6 +32,29 @@ fn wrap(code: &[u8]) -> Vec<u8> {
     all
 }
 
+/// The same in a 16-bit code segment: the operand size prefix is turned around, and 32-bit
+/// addresses are asked for. Only for what has a ModR/M byte, so that no length depends on it.
+pub fn as_16_bit(code: &[u8]) -> Vec<u8> {
+    match code {
+        [0x66, rest @ ..] => [&[0x67], rest].concat(),
+        code => [&[0x67, 0x66], code].concat(),
+    }
+}
+
+/// The 32-bit instructions that can be said in 16-bit code too.
+pub fn with_modrm() -> Vec<Vec<u8>> {
+    let mut forms = Forms(Vec::new());
+    arithmetic(&mut forms);
+    shifts(&mut forms);
+    let inner = |form: &Form| form.code[INNER..form.code.len() - 7].to_vec();
+    let codes = forms.0.iter().map(inner);
+    // Those of one byte are fine as well: INC and DEC.
+    codes.collect()
+}
+
+/// Where the 32-bit code begins in what `wrap` makes.
+const INNER: usize = 23;
+
 struct Forms(Vec<Form>);
 
 impl Forms {
