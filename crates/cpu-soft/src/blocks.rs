@@ -7,7 +7,7 @@
 //!
 //! A block is good as long as its pages' generations are those it was decoded at. That is
 //! checked when the jump cache misses; every [`Attention::CODE_CHANGED`] and every change of
-//! translations makes it miss, by moving `Tlb::code_epoch` on.
+//! translations makes it miss, by moving `Tlb::code_tag` on.
 //!
 //! [`Attention::CODE_CHANGED`]: guest_memory::Attention::CODE_CHANGED
 
@@ -142,7 +142,7 @@ impl Blocks {
     /// What must be the same for a linear address to mean the same code.
     #[inline(always)]
     pub(crate) fn tag(cpu: &Cpu) -> u64 {
-        (u64::from(cpu.tlb.code_epoch) << 8) | cpu.code_kind
+        cpu.tlb.code_tag
     }
 
     /// The block at the CPU's RIP, decoded if need be. `Err`: fetching faulted.
@@ -209,12 +209,7 @@ impl Blocks {
 
 #[inline(always)]
 fn linear_ip(cpu: &Cpu) -> u64 {
-    let linear = cpu.rip.wrapping_add(cpu.base_of(CS));
-    if cpu.mode == CodeMode::Bits64 {
-        linear
-    } else {
-        linear & 0xffff_ffff
-    }
+    cpu.rip.wrapping_add(cpu.base_of(CS)) & cpu.linear_mask
 }
 
 fn holds(cpu: &Cpu, origins: &[Option<Origin>; 2]) -> bool {

@@ -8,7 +8,7 @@ use vcpu::{
 };
 
 use crate::blocks::{Block, Blocks};
-use crate::cpu::{CS, Cpu, Fault, ReplayKind, vector};
+use crate::cpu::{Cpu, Fault, ReplayKind, vector};
 use crate::domain::{BLOCK_IP, Op, Stop};
 use crate::flags::bit;
 
@@ -106,7 +106,7 @@ impl SoftVcpu {
         let wanted = Attention::CODE_CHANGED | Attention::MAP_CHANGED | Attention::KICK;
         let flags = cpu.attention.take(wanted);
         if flags & Attention::CODE_CHANGED != 0 {
-            cpu.tlb.code_epoch = cpu.tlb.code_epoch.wrapping_add(1);
+            cpu.tlb.forget_code();
         }
         if flags & Attention::MAP_CHANGED != 0 {
             cpu.tlb.flush();
@@ -176,7 +176,7 @@ impl SoftVcpu {
     fn run_blocks(&mut self) -> Option<Exit> {
         loop {
             let cpu = &mut self.cpu;
-            if !cpu.is64() && cpu.rip > u64::from(cpu.segment(CS).limit) {
+            if cpu.rip > cpu.code_limit {
                 let stop = cpu.gp(0);
                 return self.stopped_at(stop, None);
             }
