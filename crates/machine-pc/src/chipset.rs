@@ -27,6 +27,7 @@ use device::{
 use crate::boot;
 use crate::cpu_thread::CpuShared;
 use crate::error::MachineError;
+use crate::qtest::IrqTap;
 
 /// Registers of the chip set lie above those of PCI functions.
 const CHIP_PRIORITY: i32 = 10;
@@ -63,6 +64,8 @@ pub(crate) struct Chipset {
     pub(crate) msi: Arc<dyn MsiSink>,
     /// A source on each ISA IRQ.
     pub(crate) irqs: [IrqLine; 16],
+    /// Listens to what the I/O APIC hears.
+    pub(crate) irq_tap: Arc<IrqTap>,
     pub(crate) rtc: Arc<Rtc>,
     pub(crate) fw_cfg: Arc<FwCfg>,
     /// What only a board with PCI has.
@@ -95,6 +98,7 @@ struct Controllers {
     pic: Arc<Pic>,
     ioapic: Arc<IoApic>,
     irqs: [IrqLine; 16],
+    tap: Arc<IrqTap>,
 }
 
 fn controllers(around: &ChipsetSurroundings) -> Controllers {
@@ -123,12 +127,14 @@ fn controllers(around: &ChipsetSurroundings) -> Controllers {
         .collect();
     let pic = Pic::new(IrqLine::with_ends(output));
     let ioapic = IoApic::new(&bus);
+    let tap = Arc::<IrqTap>::default();
     let irqs = std::array::from_fn(|irq| {
         let irq = u32::try_from(irq).unwrap_or(0);
         let input = if irq == 0 { 2 } else { irq };
         IrqLine::with_ends(vec![
             (Arc::clone(&pic) as Arc<dyn InterruptController>, irq),
             (Arc::clone(&ioapic) as Arc<dyn InterruptController>, input),
+            (Arc::clone(&tap) as Arc<dyn InterruptController>, input),
         ])
     });
     Controllers {
@@ -137,6 +143,7 @@ fn controllers(around: &ChipsetSurroundings) -> Controllers {
         pic,
         ioapic,
         irqs,
+        tap,
     }
 }
 
@@ -183,6 +190,7 @@ impl Chipset {
             pic,
             ioapic,
             irqs,
+            tap,
         } = controllers(around);
         let gates = [0, 8].map(|irq| IrqGate::new(share(&irqs, irq)));
         let [timer_gate, rtc_gate] = &gates;
@@ -198,6 +206,7 @@ impl Chipset {
             ioapic,
             pic,
             irqs,
+            irq_tap: tap,
             rtc,
             fw_cfg,
             pci: None,

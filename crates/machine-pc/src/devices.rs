@@ -205,6 +205,38 @@ pub fn split_arguments(
     Ok((driver, id, members.into_iter().collect()))
 }
 
+/// What `-device help` prints: every kind, by category.
+#[must_use]
+pub fn help() -> String {
+    let mut kinds = KINDS.to_vec();
+    kinds.sort_by_key(|kind| (kind.category, kind.name));
+    let mut text = String::new();
+    let mut category = "";
+    for kind in kinds {
+        if kind.category != category {
+            category = kind.category;
+            text.push_str(&format!("{category} devices:\n"));
+        }
+        let (name, bus, description) = (kind.name, kind.bus.as_str(), kind.description);
+        text.push_str(&format!(
+            "name \"{name}\", bus {bus}, desc \"{description}\"\n"
+        ));
+    }
+    text
+}
+
+/// What `-device DRIVER,help` prints: the properties of a kind.
+#[must_use]
+pub fn help_of(driver: &str) -> Option<String> {
+    let kind = DeviceKind::find(driver)?;
+    let mut text = format!("{} options:\n", kind.name);
+    for property in kind.properties {
+        let left = format!("{}=<{}>", property.name, property.type_name);
+        text.push_str(&format!("  {left:22} - {}\n", property.description));
+    }
+    Some(text)
+}
+
 impl DeviceKind {
     /// The kind of this name.
     #[must_use]

@@ -2,6 +2,7 @@
 
 use api::{PanicAction, QmpError, RebootAction, ShutdownAction, WatchdogAction};
 use machine_pc::board::{BOARDS, Board};
+use machine_pc::devices;
 use machine_pc::{AcceleratorKind, Actions, GuestFile, MachineConfig, Payload, RtcBase, Topology};
 
 use super::options::Given;
@@ -50,6 +51,11 @@ pub(crate) fn read(given: &[Given]) -> Result<Wanted, QmpError> {
     for Given { option, text } in given {
         if matches!(*option, "machine" | "M" | "cpu" | "accel") && matches!(&**text, "help" | "?") {
             return Ok(Wanted::Help(help(option)));
+        }
+        if *option == "device"
+            && let Some(text) = device_help(text)
+        {
+            return Ok(Wanted::Help(text));
         }
         match *option {
             "machine" | "M" => machine(&mut config, &mut accelerators, text)?,
@@ -131,6 +137,13 @@ fn help(option: &str) -> String {
             }
             text
         }
+    }
+}
+
+fn device_help(text: &str) -> Option<String> {
+    match text {
+        "help" | "?" => Some(devices::help()),
+        _ => text.strip_suffix(",help").and_then(devices::help_of),
     }
 }
 
