@@ -187,12 +187,16 @@ impl SoftVcpu {
             let start = cpu.rip;
             let tag = Blocks::tag(cpu);
             cpu.put(BLOCK_IP, start);
+            let steps = self.blocks.steps(run);
             // A block that ends where it began needs no looking up.
             loop {
-                let ended = self.blocks.steps(run).iter().find_map(|step| {
-                    let stop = (step.run)(cpu, &step.op).err()?;
-                    Some((stop, step))
-                });
+                let mut ended = None;
+                for step in steps {
+                    if let Err(stop) = (step.run)(cpu, &step.op) {
+                        ended = Some((stop, step));
+                        break;
+                    }
+                }
                 match ended {
                     Some((Stop::Branch, _)) => {}
                     Some((stop, step)) => {
@@ -201,14 +205,12 @@ impl SoftVcpu {
                     }
                     None => cpu.rip = cpu.cut_ip(start.wrapping_add(u64::from(run.bytes))),
                 }
-                let again = cpu.rip == start && Blocks::tag(cpu) == tag;
-                let trap = cpu.sysflags & bit::TF != 0;
-                if !again || cpu.attention.pending() != 0 || cpu.shadow || trap {
+                if cpu.attention.pending() != 0 || cpu.shadow || cpu.sysflags & bit::TF != 0 {
+                    return None;
+                }
+                if cpu.rip != start || Blocks::tag(cpu) != tag {
                     break;
                 }
-            }
-            if cpu.attention.pending() != 0 || cpu.shadow || cpu.sysflags & bit::TF != 0 {
-                return None;
             }
         }
     }

@@ -7,6 +7,7 @@
     reason = "a test may panic; that is how it fails"
 )]
 
+#[allow(dead_code, reason = "a part of the forms is for other tests")]
 mod forms;
 mod guest;
 
