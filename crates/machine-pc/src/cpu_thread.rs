@@ -67,13 +67,14 @@ pub(crate) struct CpuShared {
 }
 
 impl CpuShared {
-    pub(crate) fn new(index: u32) -> Arc<Self> {
+    /// A processor; without a thread (`-accel qtest`) it never runs.
+    pub(crate) fn new(index: u32, has_thread: bool) -> Arc<Self> {
         Arc::new(Self {
             index,
             inner: Mutex::new(Inner {
                 wanted: Wanted::Stand,
                 standing: false,
-                ended: false,
+                ended: !has_thread,
                 nmi: false,
                 init: false,
                 start_up: None,

@@ -147,7 +147,7 @@ async fn serve(
         let runtime = tokio::runtime::Handle::current();
         let shell =
             tokio::task::spawn_blocking(move || qmp_shell::interactive(&runtime, client, || {}));
-        drop(shell.await?);
+        shell.await?;
         anyhow::Ok(())
     };
     let status = tokio::select! {

@@ -86,7 +86,9 @@ pub(crate) fn read(given: &[Given]) -> Result<Wanted, QmpError> {
     config.accelerator = choose(&accelerators)?;
     if config.payload.kernel.is_none() {
         let append = !config.payload.command_line.is_empty();
-        let is_embedded = config.payload.firmware.is_none() && config.payload.initrd.is_none();
+        let is_embedded = config.payload.firmware.is_none()
+            && config.payload.initrd.is_none()
+            && config.accelerator != AcceleratorKind::Qtest;
         let embedded = guest_payload::image().filter(|_| is_embedded);
         config.payload.kernel = embedded.map(GuestFile::Embedded);
         if config.payload.kernel.is_some() {
