@@ -15,7 +15,7 @@ use vcpu::{Accelerator, CpuidTable, DirtyLog, DirtyRange, Kick, Vcpu, VcpuError}
 use crate::kick::KvmKick;
 use crate::processor::KvmVcpu;
 use crate::slots::Slots;
-use crate::{API_VERSION, DEVICE, KvmError, cpuid, refused};
+use crate::{API_VERSION, KvmError, cpuid, refused};
 
 /// Where Intel processors without real mode in guests keep a page table: one page below the task state, in the last
 /// MiB before a firmware of the largest size, 16 MiB.
@@ -102,12 +102,21 @@ impl std::fmt::Debug for KvmAccelerator {
     }
 }
 
+/// Opens the device and checks what it offers.
 fn open() -> Result<Kvm, KvmError> {
-    Kvm::new().map_err(|error| match error.errno() {
+    let kvm = Kvm::new().map_err(|error| match error.errno() {
         libc::ENOENT | libc::ENODEV | libc::ENXIO => KvmError::NoDevice,
         libc::EACCES | libc::EPERM => KvmError::NoPermission,
         _ => refused("open its device")(error),
-    })
+    })?;
+    let version = kvm.get_api_version();
+    if version != API_VERSION {
+        return Err(KvmError::Version(version));
+    }
+    match NEEDED.iter().find(|(cap, _)| !kvm.check_extension(*cap)) {
+        Some((_, name)) => Err(KvmError::Lacks(name)),
+        None => Ok(kvm),
+    }
 }
 
 fn create_vm(kvm: &Kvm) -> Result<VmFd, KvmError> {
@@ -152,21 +161,12 @@ fn take_msrs(vm: &VmFd) -> Result<(), KvmError> {
 }
 
 impl KvmAccelerator {
-    /// Opens [`DEVICE`] and makes a virtual machine over `memory`.
+    /// Opens [`DEVICE`](crate::DEVICE) and makes a virtual machine over `memory`.
     ///
     /// # Errors
     /// No device, no permission, a kernel that lacks something, or its refusal.
     pub fn new(memory: Arc<GuestMemory>) -> Result<Self, KvmError> {
         let kvm = open()?;
-        let version = kvm.get_api_version();
-        if version != API_VERSION {
-            return Err(KvmError::Version(version));
-        }
-        for (cap, name) in NEEDED {
-            if !kvm.check_extension(*cap) {
-                return Err(KvmError::Lacks(name));
-            }
-        }
         let vm = create_vm(&kvm)?;
         vm.set_identity_map_address(IDENTITY_MAP)
             .map_err(refused("place its identity map"))?;
@@ -195,10 +195,12 @@ impl KvmAccelerator {
         })
     }
 
-    /// Whether this host has KVM at all, as far as looking tells.
-    #[must_use]
-    pub fn is_present() -> bool {
-        std::path::Path::new(DEVICE).exists()
+    /// Whether this host has KVM and this process may use it, without making a machine.
+    ///
+    /// # Errors
+    /// As for [`KvmAccelerator::new`], as far as that can be told.
+    pub fn probe() -> Result<(), KvmError> {
+        open().map(drop)
     }
 
     /// The CPUID table of the models `host` and `max`, for the processor with this APIC id, in a socket of its own: all

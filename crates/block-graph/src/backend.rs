@@ -4,8 +4,8 @@
 //! node's length, counts them, and holds them off while the graph is drained.
 
 use std::future::poll_fn;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Poll, Waker};
 
 use host_io::{IoBuf, IoBytes};
@@ -52,9 +52,25 @@ struct DrainGate {
     waiting: Mutex<Vec<Waker>>,
 }
 
+/// A device of a machine that a guest sees over a backend.
+pub trait Frontend: Send + Sync + 'static {
+    /// Its id, or its path in the object tree.
+    fn qdev(&self) -> String;
+
+    /// The name that clients of old know it by (`-drive id=`); empty if it has none.
+    fn device_name(&self) -> String;
+
+    /// Whether requests have failed and the machine was stopped for it.
+    fn has_failed(&self) -> bool;
+
+    /// The node has another length now.
+    fn length_changed(&self);
+}
+
 /// A user's way into the graph.
 pub struct BlockBackend {
     edge: Arc<Edge>,
+    frontend: OnceLock<Arc<dyn Frontend>>,
     in_flight: Arc<InFlight>,
     gate: DrainGate,
     stats: BackendStats,
@@ -66,6 +82,7 @@ impl BlockBackend {
     pub fn new(edge: Arc<Edge>, writable: bool) -> Arc<Self> {
         Arc::new(Self {
             edge,
+            frontend: OnceLock::new(),
             in_flight: Arc::default(),
             gate: DrainGate::default(),
             stats: BackendStats::default(),
@@ -76,6 +93,16 @@ impl BlockBackend {
     /// Its edge.
     pub fn edge(&self) -> &Arc<Edge> {
         &self.edge
+    }
+
+    /// Says which device of a machine it is for. The first word counts.
+    pub fn set_frontend(&self, frontend: Arc<dyn Frontend>) {
+        let _ = self.frontend.set(frontend);
+    }
+
+    /// The device of a machine that it is for.
+    pub fn frontend(&self) -> Option<&Arc<dyn Frontend>> {
+        self.frontend.get()
     }
 
     /// Its numbers.

@@ -34,7 +34,7 @@ mod node;
 mod permissions;
 mod range_lock;
 
-pub use backend::{BackendStats, BlockBackend, OperationStats};
+pub use backend::{BackendStats, BlockBackend, Frontend, OperationStats};
 pub use description::{JSON_PREFIX, beside, description, stored_path};
 pub use driver::{
     Access, BlockFuture, Driver, DriverInfo, Extent, ExtentKind, Limits, Mapping, Preallocation,

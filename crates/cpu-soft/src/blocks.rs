@@ -49,13 +49,27 @@ struct Origin {
     generation: u32,
 }
 
-/// A run of instructions.
+/// A run of instructions, just decoded.
 #[derive(Debug)]
 pub(crate) struct Block {
-    pub steps: Box<[Step]>,
+    pub steps: Vec<Step>,
     /// Bytes of all instructions.
     pub bytes: u64,
     /// One page, or two if its only instruction runs over the end of a page.
+    origins: [Option<Origin>; 2],
+}
+
+/// A block that is kept: which of [`Blocks::steps`], and bytes of all its instructions.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Run {
+    first: u32,
+    count: u16,
+    pub bytes: u16,
+}
+
+#[derive(Debug)]
+struct Kept {
+    run: Run,
     origins: [Option<Origin>; 2],
 }
 
@@ -69,7 +83,7 @@ struct Key {
 struct Jump {
     linear: u64,
     tag: u64,
-    block: u32,
+    run: Run,
 }
 
 /// Multiplies and folds: keys are addresses, not chosen to collide.
@@ -98,34 +112,37 @@ impl Hasher for AddressHasher {
 /// All blocks of one CPU.
 #[derive(Debug)]
 pub(crate) struct Blocks {
-    blocks: Vec<Block>,
-    by_place: HashMap<Key, u32, BuildHasherDefault<AddressHasher>>,
+    /// The instructions of all blocks, one block behind the other; those of blocks that were
+    /// decoded anew too, until all are dropped.
+    steps: Vec<Step>,
+    kept: HashMap<Key, Kept, BuildHasherDefault<AddressHasher>>,
     jumps: Box<[Jump]>,
-    steps: usize,
     decoder_scratch: Instruction,
 }
 
 impl Blocks {
     pub(crate) fn new() -> Self {
         Self {
-            blocks: Vec::new(),
-            by_place: HashMap::default(),
+            steps: Vec::new(),
+            kept: HashMap::default(),
             jumps: vec![Jump::default(); JUMPS].into_boxed_slice(),
-            steps: 0,
             decoder_scratch: Instruction::default(),
         }
     }
 
-    /// A block by its number.
+    /// The instructions of a block.
     #[inline(always)]
-    pub(crate) fn get(&self, number: u32) -> Option<&Block> {
-        self.blocks.get(number as usize)
+    pub(crate) fn steps(&self, run: Run) -> &[Step] {
+        let first = run.first as usize;
+        self.steps
+            .get(first..first + usize::from(run.count))
+            .unwrap_or_default()
     }
 
     /// What must be the same for a linear address to mean the same code.
     #[inline(always)]
     pub(crate) fn tag(cpu: &Cpu) -> u64 {
-        (u64::from(cpu.tlb.code_epoch) << 8) | (cpu.mode as u64) << 1 | u64::from(cpu.cpl == 3)
+        (u64::from(cpu.tlb.code_epoch) << 8) | cpu.code_kind
     }
 
     /// The block at the CPU's RIP, decoded if need be. `Err`: fetching faulted.
@@ -134,22 +151,22 @@ impl Blocks {
         clippy::indexing_slicing,
         reason = "the remainder is below JUMPS, the slice's length"
     )]
-    pub(crate) fn find(&mut self, cpu: &mut Cpu) -> Result<u32, Stop> {
+    pub(crate) fn find(&mut self, cpu: &mut Cpu) -> Result<Run, Stop> {
         let linear = linear_ip(cpu);
         let tag = Self::tag(cpu);
         let slot = (linear ^ (linear >> 12)) as usize % JUMPS;
-        let jump = self.jumps[slot];
+        let jump = &self.jumps[slot];
         if jump.linear == linear && jump.tag == tag {
-            return Ok(jump.block);
+            return Ok(jump.run);
         }
-        let block = self.find_slow(cpu, linear)?;
-        self.jumps[slot] = Jump { linear, tag, block };
-        Ok(block)
+        let run = self.find_slow(cpu, linear)?;
+        self.jumps[slot] = Jump { linear, tag, run };
+        Ok(run)
     }
 
     #[cold]
     #[inline(never)]
-    fn find_slow(&mut self, cpu: &mut Cpu, linear: u64) -> Result<u32, Stop> {
+    fn find_slow(&mut self, cpu: &mut Cpu, linear: u64) -> Result<Run, Stop> {
         let Place::Memory(at) = fetch_place(cpu, linear)? else {
             // Code on the bus is not read: nothing sensible can be there.
             return Err(cpu.ud());
@@ -158,31 +175,26 @@ impl Blocks {
             at: at.0,
             mode: cpu.mode,
         };
-        let known = self.by_place.get(&key).copied();
-        if let Some(number) = known
-            && let Some(block) = self.blocks.get(number as usize)
-            && holds(cpu, block)
+        if let Some(kept) = self.kept.get(&key)
+            && holds(cpu, &kept.origins)
             // The other page of an instruction over two may be another one now.
-            && block.origins[1].is_none()
+            && kept.origins[1].is_none()
         {
-            return Ok(number);
+            return Ok(kept.run);
         }
         let block = decode(cpu, &mut self.decoder_scratch, linear, MAX_BLOCK)?;
-        if self.blocks.len() >= MAX_BLOCKS || self.steps + block.steps.len() > MAX_STEPS {
+        if self.kept.len() >= MAX_BLOCKS || self.steps.len() + block.steps.len() > MAX_STEPS {
             *self = Self::new();
         }
-        self.steps += block.steps.len();
-        if let (Some(number), false) = (known, self.blocks.is_empty())
-            && let Some(old) = self.blocks.get_mut(number as usize)
-        {
-            self.steps = self.steps.saturating_sub(old.steps.len());
-            *old = block;
-            return Ok(number);
-        }
-        let number = u32::try_from(self.blocks.len()).unwrap_or(0);
-        self.blocks.push(block);
-        self.by_place.insert(key, number);
-        Ok(number)
+        let run = Run {
+            first: self.steps.len() as u32,
+            count: block.steps.len() as u16,
+            bytes: block.bytes as u16,
+        };
+        self.steps.extend_from_slice(&block.steps);
+        let origins = block.origins;
+        self.kept.insert(key, Kept { run, origins });
+        Ok(run)
     }
 
     /// The one instruction at RIP, not kept.
@@ -205,9 +217,8 @@ fn linear_ip(cpu: &Cpu) -> u64 {
     }
 }
 
-fn holds(cpu: &Cpu, block: &Block) -> bool {
-    block
-        .origins
+fn holds(cpu: &Cpu, origins: &[Option<Origin>; 2]) -> bool {
+    origins
         .iter()
         .flatten()
         .all(|origin| cpu.memory.code_marks().generation(origin.at) == origin.generation)
@@ -306,7 +317,7 @@ fn decode_once(
     Ok(finish(steps, used, at, Some((next, left as u64))))
 }
 
-fn finish(mut steps: Vec<Step>, used: u64, at: RamOffset, next: Option<(RamOffset, u64)>) -> Block {
+fn finish(steps: Vec<Step>, used: u64, at: RamOffset, next: Option<(RamOffset, u64)>) -> Block {
     let origin = |at, bytes| {
         Some(Origin {
             at,
@@ -315,9 +326,8 @@ fn finish(mut steps: Vec<Step>, used: u64, at: RamOffset, next: Option<(RamOffse
         })
     };
     let first = next.map_or(used, |(_, left)| used.min(left));
-    steps.shrink_to_fit();
     Block {
-        steps: steps.into_boxed_slice(),
+        steps,
         bytes: used,
         origins: [
             origin(at, first.max(1)),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use guest_memory::{Attention, GuestMemory};
-use vcpu::{CpuidTable, DescriptorTable, Event, Exit, Segment};
+use vcpu::{CpuidTable, DescriptorTable, Event, Exit, Segment, SystemRegisters};
 
 use crate::domain::{Flags, Op, Stop};
 use crate::flags::{self, bit};
@@ -18,6 +18,7 @@ pub(crate) mod cr {
     pub(crate) const CR0_EM: u64 = 1 << 2;
     pub(crate) const CR0_TS: u64 = 1 << 3;
     pub(crate) const CR0_ET: u64 = 1 << 4;
+    pub(crate) const CR0_NE: u64 = 1 << 5;
     pub(crate) const CR0_WP: u64 = 1 << 16;
     pub(crate) const CR0_NW: u64 = 1 << 29;
     pub(crate) const CR0_CD: u64 = 1 << 30;
@@ -30,6 +31,7 @@ pub(crate) mod cr {
     pub(crate) const CR4_PGE: u64 = 1 << 7;
     pub(crate) const CR4_PCE: u64 = 1 << 8;
     pub(crate) const CR4_OSFXSR: u64 = 1 << 9;
+    pub(crate) const CR4_OSXMMEXCPT: u64 = 1 << 10;
     pub(crate) const CR4_UMIP: u64 = 1 << 11;
     pub(crate) const CR4_LA57: u64 = 1 << 12;
     pub(crate) const CR4_FSGSBASE: u64 = 1 << 16;
@@ -59,6 +61,8 @@ pub(crate) mod vector {
     pub(crate) const SS: u8 = 12;
     pub(crate) const GP: u8 = 13;
     pub(crate) const PF: u8 = 14;
+    pub(crate) const MF: u8 = 16;
+    pub(crate) const XM: u8 = 19;
 }
 
 /// Indexes of the segment registers.
@@ -151,6 +155,8 @@ pub(crate) struct Cpu {
     pub flat_stack: bool,
     pub mode: CodeMode,
     pub cpl: u8,
+    /// Mode and privilege in one, for `Blocks::tag`.
+    pub code_kind: u64,
     /// Writes to decoded code may go through: the instruction runs alone in its block.
     pub alone: bool,
     /// No other vCPU runs.
@@ -168,21 +174,7 @@ pub(crate) struct Cpu {
     pub replay: Vec<Replay>,
     pub replay_at: usize,
 
-    pub segments: [Segment; 6],
-    pub ldtr: Segment,
-    pub tr: Segment,
-    pub gdtr: DescriptorTable,
-    pub idtr: DescriptorTable,
-    pub cr0: u64,
-    pub cr2: u64,
-    pub cr3: u64,
-    pub cr4: u64,
-    pub cr8: u64,
-    pub xcr0: u64,
-    pub dr: [u64; 4],
-    pub dr6: u64,
-    pub dr7: u64,
-    pub efer: u64,
+    pub system: SystemRegisters,
     pub msrs: Msrs,
     pub fpu: Fpu,
     /// The four page-directory pointers that PAE paging loads with CR3.
@@ -214,6 +206,7 @@ impl Cpu {
             flat_stack: false,
             mode: CodeMode::Bits16,
             cpl: 0,
+            code_kind: 0,
             alone: false,
             exclusive: false,
             tlb: Box::default(),
@@ -229,21 +222,7 @@ impl Cpu {
             exit: Exit::Halt,
             replay: Vec::with_capacity(4),
             replay_at: 0,
-            segments: [Segment::default(); 6],
-            ldtr: Segment::default(),
-            tr: Segment::default(),
-            gdtr: DescriptorTable::default(),
-            idtr: DescriptorTable::default(),
-            cr0: 0,
-            cr2: 0,
-            cr3: 0,
-            cr4: 0,
-            cr8: 0,
-            xcr0: 1,
-            dr: [0; 4],
-            dr6: 0,
-            dr7: 0,
-            efer: 0,
+            system: SystemRegisters::default(),
             msrs: Msrs::default(),
             fpu: Fpu::default(),
             pdptes: [0; 4],
@@ -276,7 +255,7 @@ impl Cpu {
             present: true,
             ..Segment::default()
         };
-        self.segments = [data; 6];
+        self.system.segments = [data; 6];
         self.set_segment(
             CS,
             Segment {
@@ -292,19 +271,24 @@ impl Cpu {
             present: true,
             ..Segment::default()
         };
-        self.ldtr = system(2);
-        self.tr = system(0xb);
+        self.system.ldtr = system(2);
+        self.system.tr = system(0xb);
         let table = DescriptorTable {
             base: 0,
             limit: 0xffff,
         };
-        self.gdtr = table;
-        self.idtr = table;
-        self.cr0 = cr::CR0_ET | cr::CR0_NW | cr::CR0_CD;
-        (self.cr2, self.cr3, self.cr4, self.cr8) = (0, 0, 0, 0);
-        (self.xcr0, self.efer) = (1, 0);
-        self.dr = [0; 4];
-        (self.dr6, self.dr7) = (0xffff_0ff0, 0x400);
+        self.system.gdtr = table;
+        self.system.idtr = table;
+        self.system.cr0 = cr::CR0_ET | cr::CR0_NW | cr::CR0_CD;
+        (
+            self.system.cr2,
+            self.system.cr3,
+            self.system.cr4,
+            self.system.cr8,
+        ) = (0, 0, 0, 0);
+        (self.system.xcr0, self.system.efer) = (1, 0);
+        self.system.dr = [0; 4];
+        (self.system.dr6, self.system.dr7) = (0xffff_0ff0, 0x400);
         self.msrs = Msrs {
             pat: 0x0007_0406_0007_0406,
             misc_enable: 1,
@@ -341,7 +325,8 @@ impl Cpu {
     }
 
     pub(crate) fn segment(&self, seg: u8) -> Segment {
-        self.segments
+        self.system
+            .segments
             .get(usize::from(seg))
             .copied()
             .unwrap_or_default()
@@ -349,17 +334,17 @@ impl Cpu {
 
     /// Loads a segment register's hidden part. Follow with [`Cpu::refresh`].
     pub(crate) fn set_segment(&mut self, seg: u8, value: Segment) {
-        if let Some(slot) = self.segments.get_mut(usize::from(seg)) {
+        if let Some(slot) = self.system.segments.get_mut(usize::from(seg)) {
             *slot = value;
         }
     }
 
     pub(crate) fn protected(&self) -> bool {
-        self.cr0 & cr::CR0_PE != 0
+        self.system.cr0 & cr::CR0_PE != 0
     }
 
     pub(crate) fn long_mode(&self) -> bool {
-        self.efer & cr::EFER_LMA != 0
+        self.system.efer & cr::EFER_LMA != 0
     }
 
     pub(crate) fn is64(&self) -> bool {
@@ -392,13 +377,19 @@ impl Cpu {
         } else {
             self.segment(SS).dpl
         };
+        self.code_kind = (self.mode as u64) << 1 | u64::from(self.cpl == 3);
         let is64 = self.is64();
-        for (number, (base, segment)) in self.seg_base.iter_mut().zip(&self.segments).enumerate() {
+        for (number, (base, segment)) in self
+            .seg_base
+            .iter_mut()
+            .zip(&self.system.segments)
+            .enumerate()
+        {
             let flat = is64 && number < usize::from(FS);
             *base = if flat { 0 } else { segment.base };
         }
         self.flat_stack = is64;
-        let smap = self.cr4 & cr::CR4_SMAP != 0;
+        let smap = self.system.cr4 & cr::CR4_SMAP != 0;
         self.data_kind = if self.cpl == 3 {
             Kind::USER
         } else if smap && self.sysflags & bit::AC != 0 {

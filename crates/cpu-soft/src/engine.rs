@@ -87,7 +87,7 @@ impl SoftVcpu {
             let exit = if self.cpu.sysflags & bit::TF != 0 {
                 self.single_step()
             } else {
-                self.run_block()
+                self.run_blocks()
             };
             if shadow {
                 self.cpu.shadow = false;
@@ -171,43 +171,45 @@ impl SoftVcpu {
         }
     }
 
-    /// Runs the block at RIP, and as long as it ends where it began, again.
+    /// Runs the block at RIP and those that follow, until something else is to be looked at.
     #[inline(always)]
-    fn run_block(&mut self) -> Option<Exit> {
-        let cpu = &mut self.cpu;
-        if !cpu.is64() && cpu.rip > u64::from(cpu.segment(CS).limit) {
-            let stop = cpu.gp(0);
-            return self.stopped_at(stop, None);
-        }
-        let number = match self.blocks.find(cpu) {
-            Ok(number) => number,
-            Err(stop) => return self.stopped_at(stop, None),
-        };
-        let block = self.blocks.get(number)?;
-        let start = cpu.rip;
-        let tag = Blocks::tag(cpu);
-        cpu.put(BLOCK_IP, start);
-        'again: loop {
-            for step in &block.steps {
-                match (step.run)(cpu, &step.op) {
-                    Ok(()) => {}
-                    Err(Stop::Branch) => {
-                        let quiet = cpu.attention.pending() == 0
-                            && !cpu.shadow
-                            && cpu.sysflags & bit::TF == 0;
-                        if cpu.rip == start && quiet && Blocks::tag(cpu) == tag {
-                            continue 'again;
-                        }
-                        return None;
-                    }
-                    Err(stop) => {
+    fn run_blocks(&mut self) -> Option<Exit> {
+        loop {
+            let cpu = &mut self.cpu;
+            if !cpu.is64() && cpu.rip > u64::from(cpu.segment(CS).limit) {
+                let stop = cpu.gp(0);
+                return self.stopped_at(stop, None);
+            }
+            let run = match self.blocks.find(cpu) {
+                Ok(run) => run,
+                Err(stop) => return self.stopped_at(stop, None),
+            };
+            let start = cpu.rip;
+            let tag = Blocks::tag(cpu);
+            cpu.put(BLOCK_IP, start);
+            // A block that ends where it began needs no looking up.
+            loop {
+                let ended = self.blocks.steps(run).iter().find_map(|step| {
+                    let stop = (step.run)(cpu, &step.op).err()?;
+                    Some((stop, step))
+                });
+                match ended {
+                    Some((Stop::Branch, _)) => {}
+                    Some((stop, step)) => {
                         let op = step.op;
                         return self.stopped_at(stop, Some(op));
                     }
+                    None => cpu.rip = cpu.cut_ip(start.wrapping_add(u64::from(run.bytes))),
+                }
+                let again = cpu.rip == start && Blocks::tag(cpu) == tag;
+                let trap = cpu.sysflags & bit::TF != 0;
+                if !again || cpu.attention.pending() != 0 || cpu.shadow || trap {
+                    break;
                 }
             }
-            cpu.rip = cpu.cut_ip(start.wrapping_add(block.bytes));
-            return None;
+            if cpu.attention.pending() != 0 || cpu.shadow || cpu.sysflags & bit::TF != 0 {
+                return None;
+            }
         }
     }
 
@@ -285,7 +287,7 @@ impl SoftVcpu {
 
     /// The trap of single-stepping, behind the instruction.
     fn trap(&mut self, exit: bool) -> Option<Exit> {
-        self.cpu.dr6 |= 1 << 14;
+        self.cpu.system.dr6 |= 1 << 14;
         if exit {
             // HLT and writes of CR8: the trap is taken when the CPU goes on.
             self.cpu.event = Some(Event::Exception {

@@ -11,6 +11,10 @@ use crate::lower::{Lowered, go};
 const X87: u64 = 1;
 const SSE: u64 = 2;
 const AVX: u64 = 4;
+/// The bit of an area's header that says it is compact.
+const COMPACT: u64 = 1 << 63;
+/// MXCSR after reset.
+const MXCSR_INITIAL: u32 = 0x1f80;
 /// Bits of MXCSR that may be set.
 pub(crate) const MXCSR_MASK: u32 = 0xffff;
 /// Where the upper halves of the YMM registers are in an XSAVE area.
@@ -41,7 +45,7 @@ impl Default for Fpu {
     fn default() -> Self {
         Self {
             vector: [[0; 2]; 16],
-            mxcsr: 0x1f80,
+            mxcsr: MXCSR_INITIAL,
             st: [0; 8],
             control: 0x40,
             status: 0,
@@ -66,9 +70,14 @@ fn get<const N: usize>(area: &[u8], at: usize) -> [u8; N] {
 }
 
 impl Fpu {
-    fn init_x87(&mut self) {
+    pub(crate) fn init_x87(&mut self) {
         (self.control, self.status, self.tags) = (0x37f, 0, 0);
         (self.opcode, self.ip, self.dp) = (0, 0, 0);
+    }
+
+    /// The control word; bits that do not exist read as they must.
+    pub(crate) fn set_control(&mut self, value: u16) {
+        self.control = (value & 0x1f3f) | 0x40;
     }
 
     /// The first 512 bytes: FXSAVE64's format.
@@ -96,7 +105,7 @@ impl Fpu {
     }
 
     fn take_x87(&mut self, area: &[u8]) {
-        self.control = u16::from_le_bytes(get(area, 0)) | 0x40;
+        self.set_control(u16::from_le_bytes(get(area, 0)));
         self.status = u16::from_le_bytes(get(area, 2));
         let [tags] = get(area, 4);
         self.tags = tags;
@@ -167,7 +176,7 @@ impl Fpu {
 impl Cpu {
     /// x87: #NM if it is emulated or another task's.
     pub(crate) fn x87_ready(&mut self) -> Flow {
-        if self.cr0 & (cr::CR0_EM | cr::CR0_TS) != 0 {
+        if self.system.cr0 & (cr::CR0_EM | cr::CR0_TS) != 0 {
             return Err(self.raise(vector::NM, None));
         }
         Ok(())
@@ -178,7 +187,7 @@ impl Cpu {
     }
 
     /// XMM registers FXSAVE covers: sixteen in 64-bit mode, else eight.
-    fn visible(&self) -> usize {
+    pub(crate) fn visible(&self) -> usize {
         if self.is64() { 16 } else { 8 }
     }
 
@@ -217,7 +226,7 @@ impl Cpu {
         self.save_ready()?;
         let linear = self.aligned(op, 16, 512, true)?;
         let area = self.fpu.legacy_area();
-        let count = if self.cr4 & cr::CR4_OSFXSR != 0 {
+        let count = if self.system.cr4 & cr::CR4_OSFXSR != 0 {
             self.visible()
         } else {
             0
@@ -232,11 +241,12 @@ impl Cpu {
         let mut area = [0; 512];
         self.load_bytes(linear, &mut area)?;
         let mxcsr = u32::from_le_bytes(get(&area, 24));
-        let sse = self.cr4 & cr::CR4_OSFXSR != 0;
+        let sse = self.system.cr4 & cr::CR4_OSFXSR != 0;
         if sse && mxcsr & !MXCSR_MASK != 0 {
             return Err(self.gp(0));
         }
         self.fpu.take_x87(&area);
+        self.x87_summary();
         if sse {
             self.fpu.mxcsr = mxcsr;
             let count = self.visible();
@@ -246,29 +256,44 @@ impl Cpu {
     }
 
     fn xsave_mask(&mut self) -> Result<u64, Stop> {
-        if self.cr4 & cr::CR4_OSXSAVE == 0 {
+        if self.system.cr4 & cr::CR4_OSXSAVE == 0 {
             return Err(self.ud());
         }
-        if self.cr0 & cr::CR0_TS != 0 {
+        if self.system.cr0 & cr::CR0_TS != 0 {
             return Err(self.raise(vector::NM, None));
         }
         let wanted = (self.get(RDX) << 32) | (self.get(RAX) & 0xffff_ffff);
-        Ok(wanted & self.xcr0)
+        Ok(wanted & self.system.xcr0)
     }
 
-    fn xsave(&mut self, op: &Op, optimised: bool) -> Flow {
+    /// The components of XCR0 that are in use.
+    pub(crate) fn components_in_use(&self) -> u64 {
+        self.fpu.in_use() & self.system.xcr0
+    }
+
+    /// XSAVE, XSAVEOPT (`optimised`: only what is in use) and XSAVEC (`compact`: and the header
+    /// says what there is room for; AVX's place is the same, nothing being before it).
+    fn xsave(&mut self, op: &Op, optimised: bool, compact: bool) -> Flow {
         let mask = self.xsave_mask()?;
         let size = if mask & AVX != 0 { 832 } else { 576 };
         let linear = self.aligned(op, 64, size, true)?;
         let area = self.fpu.area();
         let part = |from: usize, to: usize| area.0.get(from..to).unwrap_or_default();
-        let used = self.fpu.in_use();
+        let mut used = self.fpu.in_use();
+        if compact && self.fpu.mxcsr != MXCSR_INITIAL {
+            used |= SSE;
+        }
         let write = if optimised { mask & used } else { mask };
         if write & X87 != 0 {
             self.store_bytes(linear, part(0, 24))?;
             self.store_bytes(linear.wrapping_add(32), part(32, 160))?;
         }
-        if mask & (SSE | AVX) != 0 {
+        let control = if compact {
+            write & SSE
+        } else {
+            mask & (SSE | AVX)
+        };
+        if control != 0 {
             self.store_bytes(linear.wrapping_add(24), part(24, 32))?;
         }
         if write & SSE != 0 {
@@ -280,6 +305,10 @@ impl Cpu {
             self.store_bytes(linear.wrapping_add(YMM_AT as u64), part(YMM_AT, end))?;
         }
         let at = linear.wrapping_add(HEADER_AT as u64);
+        if compact {
+            self.store_linear::<W64>(at, used & mask)?;
+            return self.store_linear::<W64>(at.wrapping_add(8), COMPACT | mask);
+        }
         let old = self.load_linear::<W64>(at)?;
         self.store_linear::<W64>(at, (old & !mask) | (used & mask))
     }
@@ -292,14 +321,36 @@ impl Cpu {
         self.load_bytes(linear, legacy)?;
         let header = u64::from_le_bytes(get(legacy, HEADER_AT));
         let compact = u64::from_le_bytes(get(legacy, HEADER_AT + 8));
-        if compact != 0 || header & !self.xcr0 != 0 {
+        let room = if compact == 0 {
+            self.system.xcr0
+        } else {
+            compact & !COMPACT
+        };
+        let reserved = legacy.get(HEADER_AT + 16..).unwrap_or_default();
+        let reserved = if compact == 0 {
+            reserved.get(..8).unwrap_or_default()
+        } else {
+            reserved
+        };
+        if header & !room != 0
+            || room & !self.system.xcr0 != 0
+            || (compact != 0 && compact & COMPACT == 0)
+            || reserved.iter().any(|byte| *byte != 0)
+        {
             return Err(self.gp(0));
         }
         if mask & header & AVX != 0 {
             self.load_bytes(linear.wrapping_add(YMM_AT as u64), upper)?;
         }
-        let mxcsr = u32::from_le_bytes(get(legacy, 24));
-        if mask & (SSE | AVX) != 0 && mxcsr & !MXCSR_MASK != 0 {
+        let mut mxcsr = u32::from_le_bytes(get(legacy, 24));
+        let mut control = mask & (SSE | AVX);
+        if compact != 0 {
+            control = mask & SSE;
+            if header & SSE == 0 {
+                mxcsr = MXCSR_INITIAL;
+            }
+        }
+        if control != 0 && mxcsr & !MXCSR_MASK != 0 {
             return Err(self.gp(0));
         }
         let count = self.visible();
@@ -310,8 +361,9 @@ impl Cpu {
                 self.fpu.init_x87();
                 self.fpu.st = [0; 8];
             }
+            self.x87_summary();
         }
-        if mask & (SSE | AVX) != 0 {
+        if control != 0 {
             self.fpu.mxcsr = mxcsr;
         }
         if mask & SSE != 0 {
@@ -332,6 +384,7 @@ impl Cpu {
 helpers! {
     Fninit => |cpu, _| {
         cpu.x87_ready()?;
+        cpu.top_to_zero();
         cpu.fpu.init_x87();
         Ok(())
     },
@@ -341,10 +394,10 @@ helpers! {
         Ok(())
     },
     Fwait => |cpu, _| {
-        if cpu.cr0 & cr::CR0_MP != 0 && cpu.cr0 & cr::CR0_TS != 0 {
+        if cpu.system.cr0 & cr::CR0_MP != 0 && cpu.system.cr0 & cr::CR0_TS != 0 {
             return Err(cpu.raise(vector::NM, None));
         }
-        Ok(())
+        cpu.x87_waits()
     },
     Fnstcw => |cpu, op| {
         cpu.x87_ready()?;
@@ -353,7 +406,10 @@ helpers! {
     },
     Fldcw => |cpu, op| {
         cpu.x87_ready()?;
-        cpu.fpu.control = cpu.load::<W16>(op)? as u16 | 0x40;
+        cpu.x87_waits()?;
+        let control = cpu.load::<W16>(op)? as u16;
+        cpu.fpu.set_control(control);
+        cpu.x87_summary();
         Ok(())
     },
     Fnstsw => |cpu, op| {
@@ -366,23 +422,28 @@ helpers! {
         cpu.store::<W16>(op, value)
     },
     Emms => |cpu, _| {
+        if cpu.system.cr0 & cr::CR0_EM != 0 {
+            return Err(cpu.ud());
+        }
         cpu.x87_ready()?;
+        cpu.x87_waits()?;
+        cpu.top_to_zero();
         cpu.fpu.tags = 0;
-        cpu.fpu.status &= !0x3800;
         Ok(())
     },
     Fxsave => |cpu, op| cpu.fxsave(op),
     Fxrstor => |cpu, op| cpu.fxrstor(op),
-    Xsave => |cpu, op| cpu.xsave(op, false),
-    Xsaveopt => |cpu, op| cpu.xsave(op, true),
+    Xsave => |cpu, op| cpu.xsave(op, false, false),
+    Xsaveopt => |cpu, op| cpu.xsave(op, true, false),
+    Xsavec => |cpu, op| cpu.xsave(op, true, true),
     Xrstor => |cpu, op| cpu.xrstor(op),
     Stmxcsr => |cpu, op| {
-        cpu.sse_ready()?;
+        cpu.vector_ready(op)?;
         let value = u64::from(cpu.fpu.mxcsr);
         cpu.store::<W32>(op, value)
     },
     Ldmxcsr => |cpu, op| {
-        cpu.sse_ready()?;
+        cpu.vector_ready(op)?;
         let value = cpu.load::<W32>(op)? as u32;
         if value & !MXCSR_MASK != 0 {
             return Err(cpu.gp(0));
@@ -405,9 +466,10 @@ pub(crate) fn lower<D: Domain>(i: &Instruction) -> Option<Lowered<D>> {
         Mnemonic::Fxrstor | Mnemonic::Fxrstor64 => helper::<D, Fxrstor>,
         Mnemonic::Xsave | Mnemonic::Xsave64 => helper::<D, Xsave>,
         Mnemonic::Xsaveopt | Mnemonic::Xsaveopt64 => helper::<D, Xsaveopt>,
+        Mnemonic::Xsavec | Mnemonic::Xsavec64 => helper::<D, Xsavec>,
         Mnemonic::Xrstor | Mnemonic::Xrstor64 => helper::<D, Xrstor>,
-        Mnemonic::Stmxcsr => helper::<D, Stmxcsr>,
-        Mnemonic::Ldmxcsr => helper::<D, Ldmxcsr>,
+        Mnemonic::Stmxcsr | Mnemonic::Vstmxcsr => helper::<D, Stmxcsr>,
+        Mnemonic::Ldmxcsr | Mnemonic::Vldmxcsr => helper::<D, Ldmxcsr>,
         _ => return None,
     })
 }

@@ -91,6 +91,7 @@ mod domain;
 mod engine;
 mod flags;
 mod fpu;
+mod ieee;
 mod interpret;
 mod isa;
 mod lower;

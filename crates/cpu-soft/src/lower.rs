@@ -18,6 +18,8 @@ pub(crate) mod prefix {
     pub(crate) const REP: u8 = 1;
     pub(crate) const REPNE: u8 = 2;
     pub(crate) const LOCK: u8 = 4;
+    /// The instruction has a VEX prefix, with which LOCK does not go.
+    pub(crate) const VEX: u8 = 4;
     /// The operand at hand is in memory (for handlers that look at run time).
     pub(crate) const MEMORY: u8 = 8;
     /// Operand size 2, 4 or 8 bytes, for handlers that look at run time.
@@ -179,7 +181,8 @@ pub(crate) fn operands(i: &Instruction, mode: CodeMode, block_ip: u64) -> Op {
                 match n {
                     0 => op.dst = register,
                     1 => op.src = register,
-                    _ => op.aux = register,
+                    2 => op.aux = register,
+                    _ => op.imm = u64::from(register),
                 }
             }
             OpKind::Memory => memory(i, block_ip, &mut op),
@@ -208,6 +211,9 @@ pub(crate) fn operands(i: &Instruction, mode: CodeMode, block_ip: u64) -> Op {
     }
     if i.has_lock_prefix() {
         op.prefix |= prefix::LOCK;
+    }
+    if crate::sse::is_vex(i) {
+        op.prefix |= prefix::VEX;
     }
     let size = match bits_of(i, 0) {
         16 => 2,

@@ -60,7 +60,11 @@ impl Cpu {
     /// Whether an address is canonical for the present paging.
     #[inline]
     pub(crate) fn canonical(&self, linear: u64) -> bool {
-        let bits = if self.cr4 & cr::CR4_LA57 != 0 { 57 } else { 48 };
+        let bits = if self.system.cr4 & cr::CR4_LA57 != 0 {
+            57
+        } else {
+            48
+        };
         let shift = 64 - bits;
         ((linear << shift) as i64 >> shift) as u64 == linear
     }
@@ -72,7 +76,7 @@ impl Cpu {
         access: Access,
         kind: u64,
     ) -> Result<Place, Stop> {
-        let phys = if self.cr0 & cr::CR0_PG == 0 {
+        let phys = if self.system.cr0 & cr::CR0_PG == 0 {
             linear & 0xffff_ffff
         } else {
             self.walk(linear, access, kind)?
@@ -135,11 +139,11 @@ impl Cpu {
     }
 
     fn shape(&self) -> Shape {
-        if self.cr4 & cr::CR4_PAE == 0 {
+        if self.system.cr4 & cr::CR4_PAE == 0 {
             Shape::TwoLevel
         } else if !self.long_mode() {
             Shape::Pae
-        } else if self.cr4 & cr::CR4_LA57 != 0 {
+        } else if self.system.cr4 & cr::CR4_LA57 != 0 {
             Shape::Five
         } else {
             Shape::Four
@@ -154,11 +158,11 @@ impl Cpu {
         if kind == Kind::USER {
             code |= error::USER;
         }
-        let nx = self.efer & cr::EFER_NXE != 0 && self.cr4 & cr::CR4_PAE != 0;
-        if access == Access::Fetch && (nx || self.cr4 & cr::CR4_SMEP != 0) {
+        let nx = self.system.efer & cr::EFER_NXE != 0 && self.system.cr4 & cr::CR4_PAE != 0;
+        if access == Access::Fetch && (nx || self.system.cr4 & cr::CR4_SMEP != 0) {
             code |= error::FETCH;
         }
-        self.cr2 = linear;
+        self.system.cr2 = linear;
         self.raise(vector::PF, Some(code))
     }
 
@@ -167,7 +171,7 @@ impl Cpu {
             Ok(found) => found,
             Err(present) => return Err(self.page_fault(linear, access, kind, present)),
         };
-        let wp = self.cr0 & cr::CR0_WP != 0;
+        let wp = self.system.cr0 & cr::CR0_WP != 0;
         let allowed = match (access, kind == Kind::USER) {
             (Access::Read, true) => found.user,
             (Access::Write, true) => found.user && found.writable,
@@ -175,7 +179,7 @@ impl Cpu {
             (Access::Read, false) => !self.smap_forbids(&found, kind),
             (Access::Write, false) => (found.writable || !wp) && !self.smap_forbids(&found, kind),
             (Access::Fetch, false) => {
-                found.executable && !(found.user && self.cr4 & cr::CR4_SMEP != 0)
+                found.executable && !(found.user && self.system.cr4 & cr::CR4_SMEP != 0)
             }
         };
         if !allowed {
@@ -186,7 +190,7 @@ impl Cpu {
     }
 
     fn smap_forbids(&self, found: &Found, kind: u64) -> bool {
-        found.user && kind == Kind::SUPERVISOR && self.cr4 & cr::CR4_SMAP != 0
+        found.user && kind == Kind::SUPERVISOR && self.system.cr4 & cr::CR4_SMAP != 0
     }
 
     /// Sets A, and D for a write, in the last entry; the others got their A on the way.
@@ -248,13 +252,13 @@ impl Cpu {
                 }
                 self.gather_long(linear, pdpte & FRAME, 2)
             }
-            Shape::Four => self.gather_long(linear, self.cr3 & FRAME, 4),
-            Shape::Five => self.gather_long(linear, self.cr3 & FRAME, 5),
+            Shape::Four => self.gather_long(linear, self.system.cr3 & FRAME, 4),
+            Shape::Five => self.gather_long(linear, self.system.cr3 & FRAME, 5),
         }
     }
 
     fn gather_long(&self, linear: u64, root: u64, levels: u32) -> Result<Found, u32> {
-        let nx = self.efer & cr::EFER_NXE != 0;
+        let nx = self.system.efer & cr::EFER_NXE != 0;
         let mut found = Found {
             frame: 0,
             writable: true,
@@ -303,7 +307,7 @@ impl Cpu {
     }
 
     fn gather_two(&self, linear: u64) -> Result<Found, u32> {
-        let at = (self.cr3 & 0xffff_f000) + (linear >> 22) * 4;
+        let at = (self.system.cr3 & 0xffff_f000) + (linear >> 22) * 4;
         let entry = u64::from(self.read_phys32(at));
         if entry & PRESENT == 0 {
             return Err(0);
@@ -315,7 +319,7 @@ impl Cpu {
             executable: true,
             last: (at, entry),
         };
-        if entry & LARGE != 0 && self.cr4 & cr::CR4_PSE != 0 {
+        if entry & LARGE != 0 && self.system.cr4 & cr::CR4_PSE != 0 {
             // PSE-36: bits 20:13 are bits 39:32 of the address; bit 21 is reserved.
             if entry & (1 << 21) != 0 {
                 return Err(error::PRESENT | error::RESERVED);

@@ -1,6 +1,6 @@
 //! All architectural state, out and in.
 
-use vcpu::{MsrValue, Registers, SystemRegisters, VcpuError, VcpuState};
+use vcpu::{MsrValue, Registers, VcpuError, VcpuState};
 
 use crate::cpu::{Cpu, cr};
 use crate::flags;
@@ -18,23 +18,7 @@ impl Cpu {
                 rip: self.rip,
                 rflags: self.rflags(),
             },
-            system: SystemRegisters {
-                segments: self.segments,
-                ldtr: self.ldtr,
-                tr: self.tr,
-                gdtr: self.gdtr,
-                idtr: self.idtr,
-                cr0: self.cr0,
-                cr2: self.cr2,
-                cr3: self.cr3,
-                cr4: self.cr4,
-                cr8: self.cr8,
-                xcr0: self.xcr0,
-                dr: self.dr,
-                dr6: self.dr6,
-                dr7: self.dr7,
-                efer: self.efer,
-            },
+            system: self.system,
             msrs: self.saved_msrs(),
             xsave: self.fpu.area(),
             event: self.event,
@@ -74,11 +58,9 @@ impl Cpu {
         self.rip = state.registers.rip;
         self.sysflags = (state.registers.rflags & !flags::bit::ARITHMETIC & 0x3f_7fd5) | 2;
         self.flags = flags::from_bits(state.registers.rflags);
-        self.segments = s.segments;
-        (self.ldtr, self.tr, self.gdtr, self.idtr) = (s.ldtr, s.tr, s.gdtr, s.idtr);
-        (self.cr0, self.cr2, self.cr3, self.cr4) = (s.cr0 | cr::CR0_ET, s.cr2, s.cr3, s.cr4);
-        (self.cr8, self.xcr0, self.efer) = (s.cr8 & 15, s.xcr0, s.efer);
-        (self.dr, self.dr6, self.dr7) = (s.dr, s.dr6, s.dr7);
+        self.system = *s;
+        self.system.cr0 |= cr::CR0_ET;
+        self.system.cr8 &= 15;
         for value in &state.msrs {
             if self.set_own_msr(value.index, value.value) != Some(true) {
                 return Err(VcpuError::BadState(format!("MSR {:#x}", value.index)));
@@ -92,7 +74,9 @@ impl Cpu {
         self.drop_replay();
         self.tlb.flush();
         self.refresh();
-        if Self::is_pae(self.cr0, self.cr4, self.efer) && self.load_pdptes(self.cr3).is_err() {
+        if Self::is_pae(self.system.cr0, self.system.cr4, self.system.efer)
+            && self.load_pdptes(self.system.cr3).is_err()
+        {
             return bad("page-directory pointers with reserved bits");
         }
         Ok(())

@@ -11,68 +11,13 @@ mod guest;
 
 use std::sync::Arc;
 
-use guest::{GDT, HANDLERS, IDT, TABLES, TSS, gate64};
-use guest_memory::{GuestMemory, GuestPhysAddr};
+use guest::{
+    CODE, DATA, GDT, HANDLERS, IDT, STACK, TABLES, TSS, assemble, caught, caught32, gate64, long,
+    long_vcpu, protected, put, reg, word,
+};
+use guest_memory::GuestPhysAddr;
 use iced_x86::code_asm::*;
-use vcpu::{Completion, Exit, Vcpu};
-
-const CODE: u64 = 0x1_0000;
-const DATA: u64 = 0x2_0000;
-const STACK: u64 = 0x3_0000;
-
-type Asm = CodeAssembler;
-
-fn assemble(
-    bits: u32,
-    at: u64,
-    write: impl FnOnce(&mut Asm) -> Result<(), iced_x86::IcedError>,
-) -> Vec<u8> {
-    let mut a = CodeAssembler::new(bits).unwrap();
-    write(&mut a).unwrap();
-    a.assemble(at).unwrap()
-}
-
-fn put(memory: &GuestMemory, at: u64, bytes: &[u8]) {
-    memory.write(GuestPhysAddr(at), bytes).unwrap();
-}
-
-fn word(memory: &GuestMemory, at: u64) -> u64 {
-    let mut bytes = [0; 8];
-    memory.read(GuestPhysAddr(at), &mut bytes).unwrap();
-    u64::from_le_bytes(bytes)
-}
-
-/// A machine in long mode at `CODE`, RSP at `STACK`.
-fn long(
-    write: impl FnOnce(&mut Asm) -> Result<(), iced_x86::IcedError>,
-) -> (Arc<GuestMemory>, Box<dyn Vcpu>) {
-    let memory = guest::memory();
-    guest::prepare_long_mode(&memory);
-    put(&memory, CODE, &assemble(64, CODE, write));
-    let vcpu = long_vcpu(&memory, 0);
-    (memory, vcpu)
-}
-
-fn long_vcpu(memory: &Arc<GuestMemory>, index: u32) -> Box<dyn Vcpu> {
-    let mut vcpu = guest::vcpu(memory, index);
-    let mut state = guest::long_state(&*vcpu, CODE);
-    state.registers.general[4] = STACK - u64::from(index) * 0x1000;
-    vcpu.set_state(&state).unwrap();
-    vcpu
-}
-
-fn reg(vcpu: &dyn Vcpu, number: usize) -> u64 {
-    vcpu.state().unwrap().registers.general[number]
-}
-
-/// The vector whose handler the guest halted in, and the top of its stack.
-fn caught(memory: &GuestMemory, vcpu: &mut dyn Vcpu) -> (u64, Vec<u64>) {
-    assert_eq!(vcpu.run().unwrap(), Exit::Halt);
-    let state = vcpu.state().unwrap();
-    let top = state.registers.general[4];
-    let stack = (0..6).map(|slot| word(memory, top + slot * 8)).collect();
-    (state.registers.rip.wrapping_sub(HANDLERS + 1), stack)
-}
+use vcpu::{Completion, Exit};
 
 #[test]
 fn from_the_reset_vector_to_long_mode() {
@@ -666,49 +611,6 @@ fn registers_of_the_board_and_unknown_instructions() {
     });
     assert_eq!(vcpu.run().unwrap(), Exit::TaskPriority(5));
     assert_eq!(vcpu.run().unwrap(), Exit::Halt);
-}
-
-/// 32-bit protected mode without paging, with these descriptors behind the usual ones.
-fn protected(
-    descriptors: &[u64],
-    write: impl FnOnce(&mut Asm) -> Result<(), iced_x86::IcedError>,
-) -> (Arc<GuestMemory>, Box<dyn Vcpu>) {
-    let memory = guest::memory();
-    guest::prepare_long_mode(&memory);
-    let flat = [
-        0,
-        0x00cf_9b00_0000_ffff,
-        0x00cf_9300_0000_ffff,
-        0x00cf_fb00_0000_ffff,
-        0x00cf_f300_0000_ffff,
-    ];
-    for (slot, value) in (0..).zip(flat.iter().chain(descriptors)) {
-        put(&memory, GDT + slot * 8, &value.to_le_bytes());
-    }
-    for vector in 0..256_u64 {
-        let at = (HANDLERS + vector) as u32;
-        let gate = u64::from(at & 0xffff) | 8 << 16 | 0xee00 << 32 | u64::from(at >> 16) << 48;
-        put(&memory, IDT + vector * 8, &gate.to_le_bytes());
-    }
-    put(&memory, CODE, &assemble(32, CODE, write));
-    let mut vcpu = guest::vcpu(&memory, 0);
-    let mut state = guest::long_state(&*vcpu, CODE);
-    state.system.cr0 = 0x11;
-    state.system.cr4 = 0x600;
-    state.system.efer = 0;
-    state.system.segments = [guest::flat(0x10, 3, false, 0); 6];
-    state.system.segments[1] = guest::flat(8, 11, false, 0);
-    state.system.gdtr.limit = 0xff;
-    state.registers.general[4] = STACK;
-    vcpu.set_state(&state).unwrap();
-    (memory, vcpu)
-}
-
-fn caught32(memory: &GuestMemory, vcpu: &mut dyn Vcpu) -> (u64, u32) {
-    assert_eq!(vcpu.run().unwrap(), Exit::Halt);
-    let state = vcpu.state().unwrap();
-    let error = word(memory, state.registers.general[4]) as u32;
-    (state.registers.rip.wrapping_sub(HANDLERS + 1), error)
 }
 
 #[test]

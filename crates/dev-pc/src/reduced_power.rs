@@ -11,8 +11,8 @@
 use std::sync::Arc;
 
 use device::{
-    Device, Error, IoParts, MachineRequest, MachineSink, ResetKind, SavedState, Width,
-    read_bytes, write_bytes,
+    Device, Error, IoParts, MachineRequest, MachineSink, ResetKind, SavedState, Width, read_bytes,
+    write_bytes,
 };
 
 const NAME: &str = "reduced-power";

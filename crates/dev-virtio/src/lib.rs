@@ -30,6 +30,10 @@
 //! `test_driver`, and the conformance cases of [`device::conformance`]. What the queues of all devices should be able to
 //! do goes into `queue.rs`, registers of all transports into `virtio_core.rs`.
 
+mod balloon;
+mod bell;
+mod blk;
+mod console;
 mod link;
 mod mmio;
 mod pci;
@@ -38,6 +42,15 @@ mod rng;
 mod virtio_core;
 mod virtio_device;
 
+pub use balloon::{
+    BALLOON_STAT_NAMES, BalloonOptions, BalloonSink, BalloonStats, MAX_BALLOON_CHAIN_BYTES,
+    VirtioBalloon,
+};
+pub use blk::{BlkOptions, BlockErrorSink, BlockIoError, MAX_HELD_BYTES, VirtioBlk};
+pub use console::{
+    DEFAULT_MAX_PORTS, MAX_PORT_INPUT_BYTES, MAX_PORT_NAME_BYTES, MAX_PORT_OUTPUT_BYTES,
+    PortOptions, PortSink, VirtioConsole,
+};
 pub use link::{Link, VirtioInterrupt};
 pub use mmio::{MMIO_BYTES, VirtioMmio};
 pub use pci::{PciOptions, VirtioPci};
@@ -70,6 +83,15 @@ pub enum Error {
     /// The number of queues.
     #[error("a virtio device with {0} queues: it must be 1 to {MAX_QUEUES}")]
     QueueCount(usize),
+    /// The number of ports that a console device may have.
+    #[error("virtio-serial: max_ports {0} must be 1 to 127")]
+    ConsolePorts(u32),
+    /// A port, in the words that clients read.
+    #[error("{0}")]
+    Port(String),
+    /// Options of a disk.
+    #[error("virtio-blk: {0}")]
+    BlkOptions(&'static str),
     /// The capabilities do not fit into the configuration space.
     #[error("the capabilities of a virtio device do not fit into its PCI configuration space")]
     PciCapabilities,

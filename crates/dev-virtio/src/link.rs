@@ -1,7 +1,7 @@
 //! What a device and its queues have in common with the transport: status, interrupts, and leave to touch memory.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use guest_memory::GuestMemory;
 use virtio_bindings::virtio_config::{VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_NEEDS_RESET};
@@ -27,6 +27,7 @@ pub struct Link {
     status: AtomicU8,
     config_generation: AtomicU32,
     paused: AtomicBool,
+    resumes: AtomicU64,
     is_master: AtomicBool,
 }
 
@@ -38,6 +39,7 @@ impl Link {
             status: AtomicU8::new(0),
             config_generation: AtomicU32::new(0),
             paused: AtomicBool::new(false),
+            resumes: AtomicU64::new(0),
             is_master: AtomicBool::new(true),
         })
     }
@@ -105,8 +107,18 @@ impl Link {
         self.interrupt.queue(index);
     }
 
-    pub(crate) fn set_paused(&self, paused: bool) {
-        self.paused.store(paused, Ordering::SeqCst);
+    pub(crate) fn pause(&self) {
+        self.paused.store(true, Ordering::SeqCst);
+    }
+
+    pub(crate) fn resume(&self) {
+        self.paused.store(false, Ordering::SeqCst);
+        self.resumes.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// How often the machine has gone on after a pause.
+    pub fn resumes(&self) -> u64 {
+        self.resumes.load(Ordering::SeqCst)
     }
 
     /// Says whether the function may reach memory; true if that is news.

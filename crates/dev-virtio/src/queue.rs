@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use guest_memory::{DmaMemory, Region};
 use parking_lot::{Mutex, MutexGuard};
@@ -83,6 +84,8 @@ struct Inner {
     restored: VecDeque<u16>,
     view: Option<(Arc<[Region]>, DmaMemory)>,
     is_signal_due: bool,
+    /// The state has been restored; whether a signal was due when it was saved is not known.
+    is_signal_doubtful: bool,
 }
 
 /// One queue of a device.
@@ -115,6 +118,7 @@ impl DeviceQueue {
                 restored: VecDeque::new(),
                 view: None,
                 is_signal_due: false,
+                is_signal_doubtful: false,
             }),
         }))
     }
@@ -218,6 +222,7 @@ impl DeviceQueue {
         inner.restored.clear();
         inner.view = None;
         inner.is_signal_due = false;
+        inner.is_signal_doubtful = false;
     }
 
     pub(crate) fn save(&self) -> QueueSaved {
@@ -244,6 +249,7 @@ impl DeviceQueue {
             return Err("a queue is larger than the device's");
         }
         let mut inner = self.inner.lock();
+        inner.is_signal_doubtful = true;
         inner.setup = saved.setup;
         inner.ring.set_next_avail(saved.next_available);
         inner.ring.set_next_used(saved.next_used);
@@ -311,6 +317,11 @@ impl QueueGuard<'_> {
                 None
             }
         }
+    }
+
+    /// What the driver has put into a chain makes no sense: the device stops until it is reset.
+    pub fn mark_broken(&self, reason: &str) {
+        self.queue.link.mark_broken(reason);
     }
 
     /// The bytes that the driver has put into the chain.
@@ -404,10 +415,15 @@ impl QueueGuard<'_> {
 
     /// Interrupts the driver if chains were given back since the last time and it wants to hear of them. Once for a batch.
     pub fn signal(&mut self) {
-        if !std::mem::take(&mut self.inner.is_signal_due) {
+        let inner = &mut *self.inner;
+        let is_due = std::mem::take(&mut inner.is_signal_due);
+        if std::mem::take(&mut inner.is_signal_doubtful) {
+            self.queue.link.interrupt_queue(self.queue.index);
             return;
         }
-        let inner = &mut *self.inner;
+        if !is_due {
+            return;
+        }
         let Some((_, view)) = &inner.view else { return };
         let is_wanted = inner.ring.needs_notification(view).unwrap_or(true)
             && (inner.ring.event_idx_enabled() || !suppresses_interrupts(&inner.ring, view));
@@ -435,7 +451,7 @@ impl QueueGuard<'_> {
             return false;
         };
         match inner.ring.enable_notification(view) {
-            Ok(more) => more || !inner.restored.is_empty(),
+            Ok(more) => (more || !inner.restored.is_empty()) && !self.queue.link.is_broken(),
             Err(_) => {
                 self.queue
                     .link
@@ -478,13 +494,17 @@ fn take_chain(inner: &mut Inner) -> Result<Option<u16>, Fault> {
     let Some((_, view)) = &inner.view else {
         return Ok(None);
     };
+    let index = inner.ring.avail_idx(view, Ordering::Acquire);
+    if index.is_ok_and(|index| index.0 == inner.ring.next_avail()) {
+        return Ok(None);
+    }
     let mut available = inner
         .ring
         .iter(view)
         .map_err(|_| "the available ring's index cannot be")?;
-    let Some(chain) = available.next() else {
-        return Ok(None);
-    };
+    let chain = available
+        .next()
+        .ok_or("the available ring is not in RAM any more")?;
     let head = chain.head_index();
     let slot = inner
         .slots

@@ -68,8 +68,12 @@ pub struct Driver {
 }
 
 pub fn guest_memory() -> Arc<GuestMemory> {
-    let memory = GuestMemory::new(RAM_BYTES).unwrap();
-    memory.add_ram(GuestPhysAddr(RAM_START), RAM_BYTES).unwrap();
+    guest_memory_of(RAM_BYTES)
+}
+
+pub fn guest_memory_of(bytes: u64) -> Arc<GuestMemory> {
+    let memory = GuestMemory::new(bytes).unwrap();
+    memory.add_ram(GuestPhysAddr(RAM_START), bytes).unwrap();
     Arc::new(memory)
 }
 
@@ -275,6 +279,10 @@ impl Driver {
         assert_eq!(self.pins.level(5), status != 0);
         self.write(VIRTIO_MMIO_INTERRUPT_ACK, status);
         status
+    }
+
+    pub fn mmio_config(&self, offset: u64, width: Width, value: u64) {
+        self.mmio.write(0x100 + offset, width, value);
     }
 
     pub fn config(&self, offset: u64, width: Width) -> u64 {

@@ -5,7 +5,12 @@
     reason = "a test fails by panicking"
 )]
 
+mod balloon;
+mod blk;
+mod console;
 mod hostile;
 mod pci;
 mod queues;
 mod rng;
+
+pub(crate) use blk::backend_over;

@@ -101,13 +101,13 @@ impl VirtioCore {
     /// Holds the queues still: when this returns, guest memory is not touched any more until [`VirtioCore::resume`].
     /// What is under way elsewhere (on a disk) may go on; its results wait.
     pub fn pause(&self) {
-        self.link.set_paused(true);
+        self.link.pause();
         self.wait_for_queues();
     }
 
     /// Lets the queues go on, and looks into each.
     pub fn resume(&self) {
-        self.link.set_paused(false);
+        self.link.resume();
         self.look_into_queues();
     }
 
@@ -146,6 +146,10 @@ impl VirtioCore {
 
     fn look_into_queues(&self) {
         for queue in &self.queues {
+            // What was finished just before the pause, or before the state was saved.
+            if let Some(mut queue) = queue.lock() {
+                queue.signal();
+            }
             self.device.queue_notified(queue.index());
         }
     }

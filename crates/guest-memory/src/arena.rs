@@ -311,6 +311,22 @@ impl Arena {
         usize::try_from(done.min(left)).unwrap_or(0)
     }
 
+    /// Gives whole pages back to the host; they read as zeroes from now on, and cost nothing until they are touched
+    /// again. False if the range is not whole pages of the arena, or the host refuses. Code marks are the caller's duty.
+    pub fn discard(&self, at: RamOffset, bytes: u64) -> bool {
+        let is_inside = at.0.is_multiple_of(PAGE_BYTES)
+            && bytes.is_multiple_of(PAGE_BYTES)
+            && at.0.checked_add(bytes).is_some_and(|end| end <= self.bytes);
+        let (Some(pointer), Ok(length), true) =
+            (self.host_pointer(at), usize::try_from(bytes), is_inside)
+        else {
+            return false;
+        };
+        // SAFETY: whole pages within the mapping, which is private and anonymous: it stays mapped, and its bytes become
+        // zero as if somebody had written them. Nobody has a reference to any of them.
+        unsafe { libc::madvise(pointer.cast(), length, libc::MADV_DONTNEED) == 0 }
+    }
+
     /// Copies into the arena; what does not fit is dropped. Code marks are the caller's duty.
     pub fn write(&self, at: RamOffset, from: &[u8]) {
         let mut done = 0;
@@ -418,6 +434,23 @@ mod tests {
             assert_eq!(result, Err(u128::MAX - 3));
         }
         assert!(arena.compare_exchange_16(RamOffset(8), 7, 1).is_none());
+    }
+
+    #[test]
+    fn discarded_pages_are_zero() {
+        let arena = Arena::new(4 * PAGE_BYTES).unwrap();
+        arena.write(RamOffset(0), &[7; 4 * 4096]);
+        assert!(arena.discard(RamOffset(PAGE_BYTES), 2 * PAGE_BYTES));
+        let mut seen = vec![0; 4 * 4096];
+        arena.read(RamOffset(0), &mut seen);
+        assert_eq!(seen[4095..4097], [7, 0]);
+        assert_eq!(seen[3 * 4096 - 1..3 * 4096 + 1], [0, 7]);
+        arena.store(RamOffset(PAGE_BYTES), 5_u8);
+        assert_eq!(arena.load::<u8>(RamOffset(PAGE_BYTES)), 5);
+        assert!(!arena.discard(RamOffset(1), PAGE_BYTES));
+        assert!(!arena.discard(RamOffset(0), 5 * PAGE_BYTES));
+        assert!(!arena.discard(RamOffset(PAGE_BYTES), u64::MAX - 4095));
+        assert!(!arena.discard(RamOffset(0), 100));
     }
 
     #[test]

@@ -317,6 +317,36 @@ impl GuestMemory {
         Ok(())
     }
 
+    /// Gives whole pages of RAM back to the host: they read as zeroes from now on. What lies there and is no RAM, and
+    /// pages that the range does not cover whole, stay as they are. Returns how many bytes were given back.
+    pub fn discard(&self, addr: GuestPhysAddr, bytes: u64) -> u64 {
+        let Some(first) = addr.0.checked_next_multiple_of(PAGE_BYTES) else {
+            return 0;
+        };
+        let end = addr.0.saturating_add(bytes) & !(PAGE_BYTES - 1);
+        let mut at = first;
+        let mut discarded = 0;
+        while at < end {
+            let now = match self.lookup(GuestPhysAddr(at)) {
+                Backing::Memory {
+                    at: ram,
+                    kind,
+                    left,
+                } => {
+                    let now = left.min(end - at);
+                    if kind == RegionKind::Ram && self.arena.discard(ram, now) {
+                        self.marks.written(ram, now);
+                        discarded += now;
+                    }
+                    now
+                }
+                Backing::Hole { left } => left.min(end - at),
+            };
+            at += now;
+        }
+        discarded
+    }
+
     /// The RAM as `vm-memory` sees it, for virtio queues. Writes through it invalidate decoded
     /// code. It shows the map as it is now: make a new one after [`Attention::MAP_CHANGED`].
     ///
@@ -408,6 +438,30 @@ mod tests {
                 .add_alias(GuestPhysAddr(0xa000), 0x1000, outside, RegionKind::Ram)
                 .is_err()
         );
+    }
+
+    #[test]
+    fn pages_are_given_back() {
+        let memory = machine();
+        let attention = Arc::new(Attention::default());
+        memory.code_marks().watch(&attention);
+        memory.write(GuestPhysAddr(0x3000), &[1; 0x2000]).unwrap();
+        let Backing::Memory { at, .. } = memory.lookup(GuestPhysAddr(0x4000)) else {
+            panic!("RAM expected");
+        };
+        let _ = memory.code_marks().mark(at, 16);
+        // From the middle of one region's page over the next region, a hole, and ROM.
+        assert_eq!(memory.discard(GuestPhysAddr(0x3800), 0x5800), 0x1000);
+        assert_eq!(attention.take(u32::MAX), Attention::CODE_CHANGED);
+        let mut seen = [0; 0x2000];
+        memory.read(GuestPhysAddr(0x3000), &mut seen).unwrap();
+        assert!(seen[..0x1000] == [1; 0x1000] && seen[0x1000..] == [0; 0x1000]);
+        let mut firmware = [0; 8];
+        memory.read(GuestPhysAddr(0x8000), &mut firmware).unwrap();
+        assert_eq!(&firmware, b"firmware");
+        assert_eq!(memory.discard(GuestPhysAddr(0x3001), 0x1ffe), 0);
+        assert_eq!(memory.discard(GuestPhysAddr(u64::MAX - 5), u64::MAX), 0);
+        assert_eq!(memory.discard(GuestPhysAddr(0), u64::MAX), 0x5000);
     }
 
     #[test]

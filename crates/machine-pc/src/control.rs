@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use api::{EventSink, PanicAction, RebootAction, ShutdownAction, WatchdogAction};
+use api::{BlockErrorAction, EventSink, PanicAction, RebootAction, ShutdownAction, WatchdogAction};
 use boot_pc::acpi::LegacyDevice;
 use device::{Clock, MachineRequest, ResetKind};
 use guest_memory::GuestMemory;
@@ -12,12 +12,14 @@ use vcpu::VcpuState;
 use crate::assembly::{self, Assembled};
 use crate::boot;
 use crate::chipset::Chipset;
-use crate::config::MachineConfig;
+use crate::config::{AcceleratorKind, MachineConfig};
 use crate::cpu_thread::CpuShared;
 use crate::devices::{DeviceServices, Plugged};
 use crate::error::MachineError;
 use crate::events;
+use crate::hotplug::Ejections;
 use crate::machine::{ExitStatus, Requests};
+use crate::qom::MachineObjects;
 use crate::run_state::{IllegalTransition, RunState};
 
 pub use api::ShutdownCause;
@@ -43,11 +45,13 @@ pub struct Control {
     pub(crate) memory: Option<Arc<GuestMemory>>,
     pub(crate) chips: Option<Chipset>,
     pub(crate) cpus: Vec<Arc<CpuShared>>,
-    pub(crate) pausables: Vec<Arc<dyn Pausable>>,
+    pub(crate) ejections: Arc<Ejections>,
     /// What the last reset put into memory.
     placed: boot::Placed,
     pub(crate) devices: Vec<Plugged>,
     pub(crate) next_device_number: usize,
+    /// What the object tree shows of all this.
+    pub(crate) objects: MachineObjects,
     /// The power is on: devices that come now come while a guest may be running.
     powered: bool,
 }
@@ -60,14 +64,15 @@ impl Control {
         requests: Arc<Requests>,
         end: watch::Sender<Option<ExitStatus>>,
     ) -> Result<Self, MachineError> {
+        let ejections = Ejections::new(Arc::clone(&requests));
         let Assembled {
             clock,
             memory,
             chips,
             cpus,
-        } = assembly::assemble(&config, &requests)?;
+        } = assembly::assemble(&config, &requests, &ejections)?;
         requests.set_cpus(&cpus);
-        Ok(Self {
+        let mut control = Self {
             config,
             events,
             services,
@@ -78,18 +83,29 @@ impl Control {
             memory,
             chips,
             cpus,
-            pausables: Vec::new(),
+            ejections,
             placed: boot::Placed::default(),
             devices: Vec::new(),
             next_device_number: 0,
             powered: false,
-        })
+            objects: MachineObjects::default(),
+        };
+        let tree = Arc::clone(&control.services.objects);
+        let attached = MachineObjects::attach(&control, &tree);
+        control.objects = attached.map_err(|error| MachineError::Config(error.to_string()))?;
+        Ok(control)
     }
 
     /// The run state.
     #[must_use]
     pub fn state(&self) -> RunState {
         self.state
+    }
+
+    /// Whether the board has a PCI bus.
+    #[must_use]
+    pub fn has_pci(&self) -> bool {
+        self.chips.as_ref().is_some_and(|chips| chips.pci.is_some())
     }
 
     /// Whether the machine has been switched on.
@@ -123,13 +139,18 @@ impl Control {
             cpu.wait_standing();
         }
         self.clock.stop();
-        for pausable in &self.pausables {
+        for pausable in self.pausables() {
             pausable.pause();
         }
     }
 
+    fn pausables(&self) -> impl Iterator<Item = &Arc<dyn Pausable>> {
+        let devices = self.devices.iter();
+        devices.filter_map(|device| device.made.pausable.as_ref())
+    }
+
     fn go(&self) {
-        for pausable in &self.pausables {
+        for pausable in self.pausables() {
             pausable.resume();
         }
         self.clock.start();
@@ -215,6 +236,7 @@ impl Control {
     pub fn reset(&mut self, cause: ShutdownCause) {
         let was_live = self.state.is_live();
         self.stand();
+        self.take_asked_back();
         if let Err(error) = self.reset_all(ResetKind::System) {
             tracing::error!(%error, "the machine cannot start again");
             self.enter(RunState::InternalError);
@@ -315,11 +337,19 @@ impl Control {
 
     /// Whether KVM executes.
     pub(crate) fn is_kvm(&self) -> bool {
-        false
+        self.config.accelerator == AcceleratorKind::Kvm
     }
 
     /// Does what devices have asked for. The processors have been held when they asked.
     pub(crate) fn serve_requests(&mut self) {
+        self.take_ejected();
+        for note in self.requests.take_io_errors() {
+            let stops = note.error.action == BlockErrorAction::Stop;
+            events::block_io_error(&*self.events, note);
+            if stops {
+                self.stop(RunState::IoError);
+            }
+        }
         for request in self.requests.take() {
             self.serve(request);
         }
@@ -405,6 +435,11 @@ impl Control {
         self.stand();
         for cpu in &self.cpus {
             cpu.end();
+        }
+        for device in std::mem::take(&mut self.devices) {
+            if let Some(detach) = &device.made.detach {
+                detach();
+            }
         }
     }
 }

@@ -234,11 +234,12 @@ struct CpuThread {
     dead: bool,
 }
 
-/// Starts a vCPU's thread; it stands until [`CpuShared::resume`].
+/// Starts a vCPU's thread, which bears its accelerator's name; it stands until [`CpuShared::resume`].
 pub(crate) fn start(
     shared: &Arc<CpuShared>,
     around: CpuSurroundings,
     vcpu: Box<dyn Vcpu>,
+    accelerator: &str,
 ) -> io::Result<()> {
     *shared.kicker.lock() = Some(vcpu.kicker());
     let thread = CpuThread {
@@ -252,7 +253,7 @@ pub(crate) fn start(
         dead: false,
     };
     std::thread::Builder::new()
-        .name(format!("CPU {}/TCG", shared.index))
+        .name(format!("CPU {}/{}", shared.index, accelerator.to_uppercase()))
         .spawn(move || thread.live())?;
     Ok(())
 }

@@ -3,23 +3,27 @@
 //! [`KINDS`] is the registry: a kind has a name, a bus, properties, and a function that makes the device and connects
 //! it. What a device is made over (chardevs, nodes, threads) comes with [`DeviceServices`].
 
+mod disk;
 mod isa;
 mod properties;
+mod virtio;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use api::{IOThreadInfo, QmpError};
+use block_graph::Graph;
 use boot_pc::acpi::LegacyDevice;
 use chardev::ChardevRegistry;
 use device::pci::PciAddress;
 use device::{Device, IoHandler};
+use host_io::ExecutorHandle;
 use objects::ObjectTree;
 use serde_json::{Map, Value};
 
 pub use properties::{Properties, PropertySpec};
 
-use crate::control::Control;
+use crate::control::{Control, Pausable};
 use crate::serial::SerialCable;
 
 /// What devices are made over.
@@ -27,6 +31,12 @@ use crate::serial::SerialCable;
 pub struct DeviceServices {
     /// The chardevs.
     pub chardevs: Arc<ChardevRegistry>,
+    /// The graph of block nodes.
+    pub graph: Arc<Graph>,
+    /// Where disks' requests run that have no iothread.
+    pub data_side: ExecutorHandle,
+    /// Nodes by the names that `-drive` gave them.
+    pub drives: BTreeMap<String, String>,
     /// The objects: iothreads, random number generators.
     pub objects: Arc<ObjectTree>,
     /// Where frontends of chardevs are served.
@@ -40,6 +50,19 @@ pub enum BusKind {
     Isa,
     /// A PCI slot.
     Pci,
+    /// One of board `microvm`'s places for virtio devices.
+    VirtioMmio,
+}
+
+/// Where a device sits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// Fixed ports.
+    Isa,
+    /// A slot.
+    Pci(PciAddress),
+    /// A place for a virtio device, by number.
+    Mmio(u64),
 }
 
 impl BusKind {
@@ -49,6 +72,7 @@ impl BusKind {
         match self {
             Self::Isa => "ISA",
             Self::Pci => "PCI",
+            Self::VirtioMmio => "virtio-bus",
         }
     }
 }
@@ -67,7 +91,7 @@ pub struct DeviceKind {
     pub hotpluggable: bool,
     /// Its properties.
     pub properties: &'static [PropertySpec],
-    make: fn(&mut Control, &mut Properties) -> Result<Made, QmpError>,
+    make: fn(&mut Control, BusKind, &mut Properties) -> Result<Made, QmpError>,
 }
 
 /// Every kind that can be added.
@@ -76,16 +100,39 @@ pub const KINDS: &[&DeviceKind] = &[
     &isa::DEBUG_CONSOLE,
     &isa::DEBUG_EXIT,
     &isa::PVPANIC,
+    &disk::BLK_PCI,
+    &disk::BLK_MMIO,
+    &virtio::RNG_PCI,
+    &virtio::RNG_MMIO,
 ];
 
 /// A device that was made and connected.
 pub(crate) struct Made {
     /// What is reset and saved.
     pub(crate) device: Arc<dyn Device>,
+    pub(crate) place: Place,
+    /// What works on its own and is held still with the machine.
+    pub(crate) pausable: Option<Arc<dyn Pausable>>,
     /// How tables tell the guest of it, where it is not found on a bus.
     pub(crate) described: Option<LegacyDevice>,
     /// Output that is to be delivered before the program ends.
     pub(crate) cable: Option<Arc<SerialCable>>,
+    /// Lets go of what it uses, when it goes.
+    pub(crate) detach: Option<Box<dyn Fn() + Send>>,
+}
+
+impl Made {
+    /// A device at fixed ports with nothing else to it.
+    fn new(device: Arc<dyn Device>) -> Self {
+        Self {
+            device,
+            place: Place::Isa,
+            pausable: None,
+            described: None,
+            cable: None,
+            detach: None,
+        }
+    }
 }
 
 /// A device that is there.
@@ -98,7 +145,20 @@ pub struct Plugged {
     pub kind: &'static DeviceKind,
     /// The properties it was made with.
     pub properties: BTreeMap<String, Value>,
+    /// `device_del` has been called, and the guest has not let go yet.
+    pub(crate) asked_back: bool,
     pub(crate) made: Made,
+}
+
+impl Plugged {
+    /// Its path in the object tree.
+    #[must_use]
+    pub fn qom_path(&self) -> String {
+        match &self.id {
+            Some(id) => format!("/machine/peripheral/{id}"),
+            None => format!("/machine/peripheral-anon/device[{}]", self.number),
+        }
+    }
 }
 
 /// Driver, id and properties from the arguments of `device_add` or `-device`.
@@ -165,24 +225,45 @@ impl Control {
                 "Device '{driver}' does not support hotplugging"
             )));
         }
-        let mut reader = Properties::new(kind, properties.clone());
-        let made = (kind.make)(self, &mut reader)?;
-        reader.end()?;
+        let path = match &id {
+            Some(id) => format!("/machine/peripheral/{id}"),
+            None => format!(
+                "/machine/peripheral-anon/device[{}]",
+                self.next_device_number
+            ),
+        };
+        let mut reader = Properties::new(kind, id.clone(), path, properties.clone());
+        reader.check_names()?;
+        let made = (kind.make)(self, kind.bus, &mut reader)?;
         let number = self.next_device_number;
         self.next_device_number += 1;
+        if self.state().is_live()
+            && let Some(pausable) = &made.pausable
+        {
+            pausable.resume();
+        }
         self.devices.push(Plugged {
             id,
             number,
             kind,
             properties,
+            asked_back: false,
             made,
         });
+        self.objects.update(self);
         Ok(())
     }
 
     /// The id of the device at a place on the bus; empty if it has none.
-    pub(crate) fn id_at(&self, _address: PciAddress) -> String {
-        String::new()
+    pub(crate) fn id_at(&self, address: PciAddress) -> String {
+        let place = Place::Pci(address);
+        let device = self
+            .devices
+            .iter()
+            .find(|device| device.made.place == place);
+        device
+            .and_then(|device| device.id.clone())
+            .unwrap_or_default()
     }
 
     /// Takes a device away, as far as the guest lets go of it.
@@ -190,15 +271,24 @@ impl Control {
     /// # Errors
     /// There is no such device, or it cannot go.
     pub fn remove_device(&mut self, id: &str) -> Result<(), QmpError> {
-        let device = self
-            .devices
-            .iter()
-            .find(|device| device.id.as_deref() == Some(id));
-        let device = device.ok_or_else(|| QmpError::device_not_found(id))?;
-        Err(QmpError::generic(format!(
-            "Device '{}' can not be hotplugged on this machine",
-            device.kind.name
-        )))
+        let mut devices = self.devices.iter_mut();
+        let device = devices
+            .find(|device| device.id.as_deref() == Some(id) || device.qom_path() == id)
+            .ok_or_else(|| QmpError::device_not_found(id))?;
+        let Place::Pci(address) = device.made.place else {
+            let name = device.kind.name;
+            return Err(QmpError::generic(format!(
+                "Device '{name}' does not support hotplugging"
+            )));
+        };
+        if device.asked_back {
+            return Err(QmpError::generic(format!(
+                "Device {id} is already in the process of unplug"
+            )));
+        }
+        device.asked_back = true;
+        self.ask_back(address);
+        Ok(())
     }
 
     /// `balloon`.

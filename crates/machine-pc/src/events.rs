@@ -1,6 +1,11 @@
 //! What clients hear of the machine.
 
-use api::{Event, EventSink, GuestPanicAction, PanicAction, ShutdownCause, WatchdogAction};
+use api::{
+    BlockErrorAction, BlockIoErrorEvent, Event, EventSink, GuestPanicAction, PanicAction,
+    ShutdownCause, WatchdogAction,
+};
+
+use crate::machine::IoErrorNote;
 
 /// Whether the guest itself is behind it.
 pub(crate) fn is_guests(cause: ShutdownCause) -> bool {
@@ -66,4 +71,22 @@ pub(crate) fn pvshutdown(events: &dyn EventSink) {
 
 pub(crate) fn watchdog(events: &dyn EventSink, action: WatchdogAction) {
     events.emit(Event::Watchdog(api::WatchdogEvent { action }));
+}
+
+pub(crate) fn block_io_error(events: &dyn EventSink, note: IoErrorNote) {
+    let IoErrorNote {
+        qom_path,
+        device,
+        error,
+    } = note;
+    let stops = error.action == BlockErrorAction::Stop;
+    events.emit(Event::BlockIoError(BlockIoErrorEvent {
+        qom_path,
+        device,
+        node_name: Some(error.node_name),
+        operation: error.operation,
+        action: error.action,
+        nospace: stops.then_some(error.no_space),
+        reason: error.reason,
+    }));
 }

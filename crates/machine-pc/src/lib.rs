@@ -34,10 +34,12 @@ mod events;
 mod guest_file;
 mod guest_paging;
 mod hmp;
+mod hotplug;
 mod machine;
 pub mod memory;
 mod msr;
 mod pci_setup;
+mod qom;
 mod run_state;
 mod serial;
 
@@ -46,4 +48,5 @@ pub use control::{Control, Pausable, ShutdownCause};
 pub use error::MachineError;
 pub use guest_file::GuestFile;
 pub use machine::{ExitStatus, Machine};
+pub use qom::register_types;
 pub use run_state::{Actions, IllegalTransition, RunState};

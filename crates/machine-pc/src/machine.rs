@@ -3,11 +3,13 @@
 //! One thread owns everything that changes the machine as a whole: run state, chips, processors. Commands and
 //! devices' requests reach it as messages and are done one after the other; that is the only order there is.
 
+use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use api::EventSink;
+use dev_virtio::BlockIoError;
 use device::{MachineRequest, MachineSink};
 use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
@@ -34,14 +36,47 @@ enum Message {
 /// Requests that wait for the machine's thread. Bounded: a request that waits already is not noted again.
 pub(crate) struct Requests {
     waiting: Mutex<Vec<MachineRequest>>,
+    /// Disks' errors, the newest [`MAX_IO_ERRORS`].
+    io_errors: Mutex<VecDeque<IoErrorNote>>,
     sender: Sender<Message>,
     cpus: Mutex<Vec<Weak<CpuShared>>>,
+}
+
+/// The most errors of disks that wait to be told.
+const MAX_IO_ERRORS: usize = 1024;
+
+/// A disk's error, and whose.
+pub(crate) struct IoErrorNote {
+    pub(crate) qom_path: String,
+    pub(crate) device: String,
+    pub(crate) error: BlockIoError,
 }
 
 impl Requests {
     /// The processors that stand still when something is asked.
     pub(crate) fn set_cpus(&self, cpus: &[Arc<CpuShared>]) {
         *self.cpus.lock() = cpus.iter().map(Arc::downgrade).collect();
+    }
+
+    /// Wakes the machine's thread to look at what others have noted.
+    pub(crate) fn ring(&self) {
+        // Without its thread the machine has ended, and nobody cares.
+        let _ = self.sender.send(Message::Requests);
+    }
+
+    /// Notes a disk's error.
+    pub(crate) fn note_io_error(&self, note: IoErrorNote) {
+        let mut errors = self.io_errors.lock();
+        if errors.len() >= MAX_IO_ERRORS {
+            errors.pop_front();
+        }
+        errors.push_back(note);
+        drop(errors);
+        self.ring();
+    }
+
+    pub(crate) fn take_io_errors(&self) -> VecDeque<IoErrorNote> {
+        std::mem::take(&mut *self.io_errors.lock())
     }
 
     pub(crate) fn take(&self) -> Vec<MachineRequest> {
@@ -61,8 +96,7 @@ impl MachineSink for Requests {
         for cpu in self.cpus.lock().iter().filter_map(Weak::upgrade) {
             cpu.hold();
         }
-        // Without its thread the machine has ended, and nobody cares.
-        let _ = self.sender.send(Message::Requests);
+        self.ring();
     }
 }
 
@@ -92,6 +126,7 @@ impl Machine {
         let (end, ended) = watch::channel(None);
         let requests = Arc::new(Requests {
             waiting: Mutex::default(),
+            io_errors: Mutex::default(),
             sender: sender.clone(),
             cpus: Mutex::default(),
         });

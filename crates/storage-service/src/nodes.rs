@@ -107,13 +107,33 @@ impl Inner {
         }
     }
 
+    /// The node behind a machine's device, by the name of its drive, its id or its path.
+    fn node_of_device(&self, device: &str) -> Option<Arc<Node>> {
+        let backends = self.graph.backends();
+        let backend = backends.iter().find(|backend| {
+            let frontend = backend.frontend();
+            frontend.is_some_and(|it| it.device_name() == device || it.qdev() == device)
+        })?;
+        Some(backend.edge().node_arc())
+    }
+
+    /// Guests hear of lengths that have changed; what lies above a node follows it.
+    fn tell_frontends(&self) {
+        for backend in self.graph.backends() {
+            if let Some(frontend) = backend.frontend() {
+                frontend.length_changed();
+            }
+        }
+    }
+
     async fn resize(self: &Arc<Self>, arguments: BlockResizeArgs) -> Result<(), QmpError> {
-        // A daemon has no devices, so only the node's name finds anything.
-        let found = arguments
-            .node_name
-            .as_deref()
-            .map(|name| self.graph.node(name));
-        let Some(Ok(node)) = found else {
+        let by_name = arguments.node_name.as_deref();
+        let by_device = arguments.device.as_deref();
+        let found = match by_name.map(|name| self.graph.node(name)) {
+            Some(found) => found.ok(),
+            None => by_device.and_then(|device| self.node_of_device(device)),
+        };
+        let Some(node) = found else {
             return Err(QmpError::generic(format!(
                 "Cannot find device='{}' nor node-name='{}'",
                 arguments.device.unwrap_or_default(),
@@ -149,7 +169,10 @@ impl Inner {
         drop(drained);
         self.graph.detach_backend(&backend);
         match resized {
-            Ok(Ok(())) => Ok(()),
+            Ok(Ok(())) => {
+                self.tell_frontends();
+                Ok(())
+            }
             Ok(Err(error)) => Err(QmpError::generic(error.message)),
             Err(error) => Err(QmpError::generic(error.to_string())),
         }

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use api::{
-    BlockCoreCommands, BlockDeviceInfo, BlockDeviceStats, BlockInfo, BlockPermission,
-    BlockResizeArgs, BlockStats, BlockdevCacheInfo, BlockdevDetectZeroesOptions, ImageInfo,
-    QmpError, QueryBlockstatsArgs, QueryNamedBlockNodesArgs, XDbgBlockGraph, XDbgBlockGraphEdge,
-    XDbgBlockGraphNode, XDbgBlockGraphNodeType,
+    BlockCoreCommands, BlockDeviceInfo, BlockDeviceIoStatus, BlockDeviceStats, BlockInfo,
+    BlockPermission, BlockResizeArgs, BlockStats, BlockdevCacheInfo, BlockdevDetectZeroesOptions,
+    ImageInfo, QmpError, QueryBlockstatsArgs, QueryNamedBlockNodesArgs, XDbgBlockGraph,
+    XDbgBlockGraphEdge, XDbgBlockGraphNode, XDbgBlockGraphNodeType,
 };
 use block_graph::{
     BlockBackend, DetectZeroes, DriverInfo, Edge, Node, OperationStats, Permission, stored_path,
@@ -142,6 +142,36 @@ fn node_stats(node: &Node, backends: &[Arc<BlockBackend>]) -> BlockStats {
         parent: child.map(|child| Box::new(node_stats(&child, backends))),
         backing: None,
     }
+}
+
+/// A machine's device with its disk.
+fn block_info(backend: &Arc<BlockBackend>) -> Option<BlockInfo> {
+    let frontend = backend.frontend()?;
+    let status = match frontend.has_failed() {
+        true => BlockDeviceIoStatus::Failed,
+        false => BlockDeviceIoStatus::Ok,
+    };
+    Some(BlockInfo {
+        device: frontend.device_name(),
+        qdev: Some(frontend.qdev()),
+        r#type: "unknown".to_owned(),
+        removable: false,
+        locked: false,
+        inserted: Some(device_info(&backend.edge().node(), false)),
+        tray_open: None,
+        io_status: Some(status),
+    })
+}
+
+/// The numbers of a machine's device.
+fn frontend_stats(backend: &Arc<BlockBackend>) -> Option<BlockStats> {
+    let frontend = backend.frontend()?;
+    let stats = node_stats(&backend.edge().node(), std::slice::from_ref(backend));
+    Some(BlockStats {
+        device: Some(frontend.device_name()),
+        qdev: Some(frontend.qdev()),
+        ..stats
+    })
 }
 
 /// A sum over the users of a node.
@@ -289,8 +319,8 @@ fn block_graph(nodes: &[Arc<Node>], backends: &[Arc<BlockBackend>]) -> XDbgBlock
 
 impl BlockCoreCommands<Caller> for Handlers {
     async fn query_block(&self, _caller: Arc<Caller>) -> Result<Vec<BlockInfo>, QmpError> {
-        // Lists the block devices of a machine, of which a daemon has none.
-        Ok(Vec::new())
+        let backends = self.inner.graph.backends();
+        Ok(backends.iter().filter_map(block_info).collect())
     }
 
     async fn query_named_block_nodes(
@@ -313,10 +343,10 @@ impl BlockCoreCommands<Caller> for Handlers {
         _caller: Arc<Caller>,
         arguments: QueryBlockstatsArgs,
     ) -> Result<Vec<BlockStats>, QmpError> {
-        if arguments.query_nodes != Some(true) {
-            return Ok(Vec::new());
-        }
         let backends = self.inner.graph.backends();
+        if arguments.query_nodes != Some(true) {
+            return Ok(backends.iter().filter_map(frontend_stats).collect());
+        }
         Ok(self
             .inner
             .graph

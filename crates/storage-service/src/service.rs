@@ -14,7 +14,7 @@ use chardev_backends::Surroundings;
 use host_io::{Engine, Executor, ExecutorHandle, File, OpenMode};
 use job::JobRegistry;
 use monitor::{Caller, ControlHandlers, EventBus, FdHandlers, FdSets, fdset_number};
-use objects::{ObjectHandlers, ObjectTree, standard_types};
+use objects::{ObjectHandlers, ObjectTree, ObjectTypes, standard_types};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
@@ -88,12 +88,24 @@ impl StorageService {
     /// # Errors
     /// When the data side's thread cannot be started.
     pub fn new(runtime: Handle) -> io::Result<Self> {
+        Self::with_types(runtime, |_| ())
+    }
+
+    /// As [`StorageService::new`], with more types of objects: those of a machine around it.
+    ///
+    /// # Errors
+    /// When the data side's thread cannot be started.
+    pub fn with_types(
+        runtime: Handle,
+        register_types: impl FnOnce(&mut ObjectTypes),
+    ) -> io::Result<Self> {
         let bus = EventBus::new(runtime.clone());
         let events: Arc<dyn EventSink> = Arc::clone(&bus) as Arc<dyn EventSink>;
         let data_side = Executor::start("data", Engine::Uring)?;
         let fd_sets = Arc::<FdSets>::default();
         let mut object_types = standard_types();
         chardev_objects::register(&mut object_types);
+        register_types(&mut object_types);
         let inner = Arc::new(Inner {
             graph: Arc::default(),
             owned: Mutex::default(),
@@ -156,6 +168,16 @@ impl StorageService {
     /// The chardevs.
     pub fn chardevs(&self) -> &Arc<ChardevRegistry> {
         &self.inner.chardevs
+    }
+
+    /// The graph of block nodes.
+    pub fn graph(&self) -> &Arc<Graph> {
+        &self.inner.graph
+    }
+
+    /// Where nodes' requests run that no iothread serves.
+    pub fn data_side(&self) -> &ExecutorHandle {
+        &self.inner.data_side
     }
 
     /// The object tree.

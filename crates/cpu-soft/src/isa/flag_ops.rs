@@ -54,7 +54,7 @@ helpers! {
 }
 
 fn alignment_check(cpu: &mut crate::cpu::Cpu, _: &Op, value: u64) -> Flow {
-    if cpu.cpl != 0 || !cpu.features.smap || cpu.cr0 & cr::CR0_PE == 0 {
+    if cpu.cpl != 0 || !cpu.features.smap || cpu.system.cr0 & cr::CR0_PE == 0 {
         return Err(cpu.ud());
     }
     cpu.set_rflags(value, bit::AC);

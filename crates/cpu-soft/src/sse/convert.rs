@@ -1,120 +1,147 @@
-//! Conversions between integers and floats.
+//! Conversions between integers and floats, and between floats.
 
 use iced_x86::{Instruction, Mnemonic as M};
 
 use crate::cpu::Cpu;
 use crate::domain::{Domain, Flow, Helper, Op, W32, W64, Width, helper};
+use crate::ieee::{Context, HALF, IE, Number};
 use crate::lower::{Lowered, Shape, bits_of, go, prefix};
-use crate::sse::float::Float;
-use crate::sse::{build, lane};
+use crate::sse::float::{Float, lowest};
+use crate::sse::{Env, Packed, build, lane, signed};
 
-/// A single as a double; NaNs keep their payload and become quiet.
-fn widen(x: u64) -> u64 {
-    let value = f32::from_bits(x as u32);
-    if value.is_nan() {
-        let sign = (x & 0x8000_0000) << 32;
-        return sign | 0x7ff8_0000_0000_0000 | ((x & 0x7f_ffff) << 29);
+/// A float of one format in another.
+fn reformat<From: Float, To: Float>(env: &mut Env, x: u64) -> u64 {
+    let n = env.unpack::<From>(x);
+    if let Some(nan) = env.nan::<To>(&[n]) {
+        return nan;
     }
-    f64::from(value).to_bits()
+    env.denormals(&[n]);
+    env.round::<To>(n)
 }
 
-fn narrow(x: u64) -> u64 {
-    let value = f64::from_bits(x);
-    if value.is_nan() {
-        let sign = (x >> 32) & 0x8000_0000;
-        return sign | 0x7fc0_0000 | ((x >> 29) & 0x3f_ffff);
-    }
-    u64::from((value as f32).to_bits())
-}
-
-/// A float as an integer of 32 or 64 bits; what does not fit is the smallest integer. `mode`:
-/// 0 to 3 as MXCSR.RC.
-fn to_integer(value: f64, bits: u32, mode: u8) -> u64 {
-    let rounded = value.round_by(mode);
-    let limit = if bits == 32 {
-        2_147_483_648.0
-    } else {
-        9_223_372_036_854_775_808.0
+/// A float as an integer of 32 or 64 bits; what does not fit is the smallest integer.
+pub(super) fn to_integer<F: Float>(env: &mut Env, x: u64, bits: u32, truncate: bool) -> u64 {
+    let n = env.unpack::<F>(x);
+    let mut context = Context {
+        rounding: if truncate { 3 } else { env.context.rounding },
+        ..env.context
     };
-    if rounded.is_nan() || rounded >= limit || rounded < -limit {
-        return 1 << (bits - 1);
-    }
-    (rounded as i64) as u64 & (u64::MAX >> (64 - bits))
-}
-
-fn rounding(cpu: &Cpu, truncate: bool) -> u8 {
-    if truncate {
-        3
+    let value = if n.is_nan() {
+        None
     } else {
-        (cpu.fpu.mxcsr >> 13) as u8 & 3
+        context.integer_of(n, bits)
+    };
+    env.flag(if value.is_some() { context.flags } else { IE });
+    value.unwrap_or(1 << (bits - 1))
+}
+
+pub(super) fn from_integer<F: Float>(env: &mut Env, value: i64) -> u64 {
+    env.round::<F>(Number::integer(i128::from(value)))
+}
+
+fn int_lane(b: u128, n: u32) -> i64 {
+    signed::<32>(lane::<32>(b, n))
+}
+
+/// Lanes of 32 bits, the upper two zero.
+fn two(mut f: impl FnMut(u32) -> u64) -> u128 {
+    u128::from(f(0) & 0xffff_ffff) | (u128::from(f(1) & 0xffff_ffff) << 32)
+}
+
+/// Defines conversions: as `packed!`, with `env`.
+macro_rules! conversions {
+    ($($name:ident $([$bytes:literal])? $({$($key:ident: $type:ty = $value:expr),*})?
+        ($env:ident, $a:pat, $b:pat) => $body:expr;)*) => {$(
+        pub(super) struct $name;
+        impl Packed for $name {
+            const FLOAT: bool = true;
+            $(const BYTES: u64 = $bytes;)?
+            $($(const $key: $type = $value;)*)?
+            fn f($env: &mut Env, $a: u128, $b: u128, _: u8) -> u128 {
+                $body
+            }
+        }
+    )*};
+}
+
+conversions! {
+    Cvtdq2pd[8]{WIDE_BYTES: u64 = 16, WIDENS: bool = true}(env, _, b) =>
+        build::<64>(|n| from_integer::<f64>(env, int_lane(b, n)));
+    Cvtdq2ps(env, _, b) => build::<32>(|n| from_integer::<f32>(env, int_lane(b, n)));
+    Cvtps2dq(env, _, b) =>
+        build::<32>(|n| to_integer::<f32>(env, lane::<32>(b, n), 32, false));
+    Cvttps2dq(env, _, b) =>
+        build::<32>(|n| to_integer::<f32>(env, lane::<32>(b, n), 32, true));
+    Cvtpd2dq{NARROWS: bool = true}(env, _, b) =>
+        two(|n| to_integer::<f64>(env, lane::<64>(b, n), 32, false));
+    Cvttpd2dq{NARROWS: bool = true}(env, _, b) =>
+        two(|n| to_integer::<f64>(env, lane::<64>(b, n), 32, true));
+    Cvtps2pd[8]{WIDE_BYTES: u64 = 16, WIDENS: bool = true}(env, _, b) =>
+        build::<64>(|n| reformat::<f32, f64>(env, lane::<32>(b, n)));
+    Cvtpd2ps{NARROWS: bool = true}(env, _, b) =>
+        two(|n| reformat::<f64, f32>(env, lane::<64>(b, n)));
+    Cvtss2sd[4](env, a, b) =>
+        (a >> 64 << 64) | u128::from(reformat::<f32, f64>(env, lane::<32>(b, 0)));
+    Cvtsd2ss[8](env, a, b) =>
+        (a >> 32 << 32) | u128::from(reformat::<f64, f32>(env, lane::<64>(b, 0)));
+    Vcvtph2ps[8]{WIDE_BYTES: u64 = 16, WIDENS: bool = true}(env, _, b) =>
+        build::<32>(|n| from_half(env, lane::<16>(b, n)));
+    // With MMX registers.
+    Cvtpi2ps[8](env, a, b) =>
+        (a >> 64 << 64) | two(|n| from_integer::<f32>(env, int_lane(b, n)));
+    Cvtpi2pd[8](env, _, b) => build::<64>(|n| from_integer::<f64>(env, int_lane(b, n)));
+    Cvtps2pi[8](env, _, b) => two(|n| to_integer::<f32>(env, lane::<32>(b, n), 32, false));
+    Cvttps2pi[8](env, _, b) => two(|n| to_integer::<f32>(env, lane::<32>(b, n), 32, true));
+    Cvtpd2pi(env, _, b) => two(|n| to_integer::<f64>(env, lane::<64>(b, n), 32, false));
+    Cvttpd2pi(env, _, b) => two(|n| to_integer::<f64>(env, lane::<64>(b, n), 32, true));
+}
+
+/// Denormal halves are numbers whatever MXCSR says, and do not signal.
+fn from_half(env: &mut Env, x: u64) -> u64 {
+    let n = HALF.unpack(u128::from(x));
+    match env.nan::<f32>(&[n]) {
+        Some(nan) => nan,
+        None => env.round::<f32>(n),
     }
 }
 
-/// What a whole-vector conversion makes of its source.
-#[derive(Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-enum To {
-    DoublesOfInts,
-    SinglesOfInts,
-    IntsOfSingles,
-    IntsOfDoubles,
-    DoublesOfSingles,
-    SinglesOfDoubles,
-}
-
-const CONVERSIONS: [To; 6] = [
-    To::DoublesOfInts,
-    To::SinglesOfInts,
-    To::IntsOfSingles,
-    To::IntsOfDoubles,
-    To::DoublesOfSingles,
-    To::SinglesOfDoubles,
-];
-
-struct Vector<const TO: usize, const TRUNCATE: bool>;
-impl<const TO: usize, const TRUNCATE: bool> Helper for Vector<TO, TRUNCATE> {
-    fn run(cpu: &mut Cpu, op: &Op) -> Flow {
-        cpu.sse_ready()?;
-        let to = CONVERSIONS.get(TO).copied().unwrap_or(To::DoublesOfInts);
-        let short = matches!(to, To::DoublesOfInts | To::DoublesOfSingles);
-        let b = cpu.vector_source(op, if short { 8 } else { 16 }, !short)?;
-        let mode = rounding(cpu, TRUNCATE);
-        let int = |n| lane::<32>(b, n) as u32 as i32;
-        let single = |n| f64::from(f32::from_bits(lane::<32>(b, n) as u32));
-        let double = |n| f64::from_bits(lane::<64>(b, n));
-        let low = |n: u32, f: &dyn Fn(u32) -> u64| if n < 2 { f(n) } else { 0 };
-        let r = match to {
-            To::DoublesOfInts => build::<64>(|n| f64::from(int(n)).to_bits()),
-            To::SinglesOfInts => build::<32>(|n| u64::from((int(n) as f32).to_bits())),
-            To::IntsOfSingles => build::<32>(|n| to_integer(single(n), 32, mode)),
-            To::IntsOfDoubles => build::<32>(|n| low(n, &|n| to_integer(double(n), 32, mode))),
-            To::DoublesOfSingles => build::<64>(|n| widen(lane::<32>(b, n))),
-            To::SinglesOfDoubles => build::<32>(|n| low(n, &|n| narrow(lane::<64>(b, n)))),
-        };
-        cpu.set_xmm(op.dst, r);
-        Ok(())
+/// A single as a half, rounded as the immediate says; tiny results are never flushed.
+pub(super) fn to_half(env: &mut Env, x: u64, imm: u8) -> u64 {
+    let n = env.unpack::<f32>(x);
+    if let Some(nan) = n.is_nan().then(|| HALF.quiet(n)) {
+        env.nan::<f32>(&[n]);
+        return nan as u64;
     }
+    env.denormals(&[n]);
+    let mut context = Context {
+        rounding: if imm & 4 != 0 {
+            env.context.rounding
+        } else {
+            imm & 3
+        },
+        flush: false,
+        ..env.context
+    };
+    let r = context.round(HALF, n) as u64;
+    env.flag(context.flags);
+    r
 }
 
 /// An integer of a register or memory into the lowest lane.
 struct FromInteger<W, F>(std::marker::PhantomData<(W, F)>);
 impl<W: Width, F: Float> Helper for FromInteger<W, F> {
     fn run(cpu: &mut Cpu, op: &Op) -> Flow {
-        cpu.sse_ready()?;
+        cpu.vector_ready(op)?;
         let value = if op.prefix & prefix::MEMORY != 0 {
             cpu.load::<W>(op)?
         } else {
-            cpu.reg::<W>(op.src)
+            cpu.reg::<W>(Cpu::last_register(op))
         };
-        let value = W::sext(value) as i64;
-        let bits = if F::BITS == 32 {
-            u64::from((value as f32).to_bits())
-        } else {
-            (value as f64).to_bits()
-        };
-        let mask = u128::from(u64::MAX >> (64 - F::BITS));
-        let kept = cpu.xmm(op.dst) & !mask;
-        cpu.set_xmm(op.dst, kept | u128::from(bits));
+        let mut env = cpu.float_env();
+        let bits = from_integer::<F>(&mut env, W::sext(value) as i64);
+        cpu.float_done(&env)?;
+        let r = lowest::<F>(cpu.kept_xmm(op), 0, |_, _| bits);
+        cpu.put_xmm(op, op.dst, r);
         Ok(())
     }
 }
@@ -123,22 +150,15 @@ impl<W: Width, F: Float> Helper for FromInteger<W, F> {
 struct ToInteger<W, F, const TRUNCATE: bool>(std::marker::PhantomData<(W, F)>);
 impl<W: Width, F: Float, const TRUNCATE: bool> Helper for ToInteger<W, F, TRUNCATE> {
     fn run(cpu: &mut Cpu, op: &Op) -> Flow {
-        cpu.sse_ready()?;
+        cpu.vector_ready(op)?;
         let b = cpu.vector_source(op, F::BYTES, false)? as u64;
-        let value = if F::BITS == 32 {
-            f64::from(f32::from_bits(b as u32))
-        } else {
-            f64::from_bits(b)
-        };
-        let mode = rounding(cpu, TRUNCATE);
-        cpu.set_reg::<W>(op.dst, to_integer(value, W::BITS, mode));
+        let mut env = cpu.float_env();
+        let b = b & (u64::MAX >> (64 - F::BITS));
+        let value = to_integer::<F>(&mut env, b, W::BITS, TRUNCATE);
+        cpu.float_done(&env)?;
+        cpu.set_reg::<W>(op.dst, value);
         Ok(())
     }
-}
-
-super::packed! {
-    Cvtss2sd[4](a, b, _) => (a >> 64 << 64) | u128::from(widen(b as u64 & 0xffff_ffff));
-    Cvtsd2ss[8](a, b, _) => (a >> 32 << 32) | u128::from(narrow(b as u64));
 }
 
 fn to_integer_of<D: Domain, F: Float, const TRUNCATE: bool>(s: &Shape) -> Option<Lowered<D>> {
@@ -149,24 +169,24 @@ fn to_integer_of<D: Domain, F: Float, const TRUNCATE: bool>(s: &Shape) -> Option
 }
 
 fn from_integer_of<D: Domain, F: Float>(i: &Instruction) -> Option<Lowered<D>> {
-    go(match bits_of(i, 1) {
+    go(match bits_of(i, i.op_count() - 1) {
         64 => helper::<D, FromInteger<W64, F>>,
         _ => helper::<D, FromInteger<W32, F>>,
     })
 }
 
-pub(crate) fn lower<D: Domain>(i: &Instruction, s: &Shape) -> Option<Lowered<D>> {
-    match i.mnemonic() {
-        M::Cvtdq2pd => go(helper::<D, Vector<0, false>>),
-        M::Cvtdq2ps => go(helper::<D, Vector<1, false>>),
-        M::Cvtps2dq => go(helper::<D, Vector<2, false>>),
-        M::Cvttps2dq => go(helper::<D, Vector<2, true>>),
-        M::Cvtpd2dq => go(helper::<D, Vector<3, false>>),
-        M::Cvttpd2dq => go(helper::<D, Vector<3, true>>),
-        M::Cvtps2pd => go(helper::<D, Vector<4, false>>),
-        M::Cvtpd2ps => go(helper::<D, Vector<5, false>>),
-        M::Cvtss2sd => super::operation::<D, Cvtss2sd>(),
-        M::Cvtsd2ss => super::operation::<D, Cvtsd2ss>(),
+pub(crate) fn lower<D: Domain>(i: &Instruction, m: M, s: &Shape) -> Option<Lowered<D>> {
+    match m {
+        M::Cvtdq2pd => super::operation::<D, Cvtdq2pd>(i),
+        M::Cvtdq2ps => super::operation::<D, Cvtdq2ps>(i),
+        M::Cvtps2dq => super::operation::<D, Cvtps2dq>(i),
+        M::Cvttps2dq => super::operation::<D, Cvttps2dq>(i),
+        M::Cvtpd2dq => super::operation::<D, Cvtpd2dq>(i),
+        M::Cvttpd2dq => super::operation::<D, Cvttpd2dq>(i),
+        M::Cvtps2pd => super::operation::<D, Cvtps2pd>(i),
+        M::Cvtpd2ps => super::operation::<D, Cvtpd2ps>(i),
+        M::Cvtss2sd => super::operation::<D, Cvtss2sd>(i),
+        M::Cvtsd2ss => super::operation::<D, Cvtsd2ss>(i),
         M::Cvtsi2ss => from_integer_of::<D, f32>(i),
         M::Cvtsi2sd => from_integer_of::<D, f64>(i),
         M::Cvtss2si => to_integer_of::<D, f32, false>(s),

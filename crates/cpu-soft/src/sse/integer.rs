@@ -4,7 +4,7 @@ use iced_x86::{Instruction, Mnemonic as M, OpKind};
 
 use crate::cpu::Cpu;
 use crate::domain::{Domain, Flags, Flow, Helper, Op, helper};
-use crate::lower::{Lowered, go};
+use crate::lower::{Lowered, go, prefix};
 use crate::sse::{build, lane, map, packed, saturate, saturate_unsigned, signed, truth, zip};
 
 packed! {
@@ -92,7 +92,7 @@ packed! {
     Shufps(a, b, imm) => build::<32>(|n| {
         lane::<32>(if n < 2 { a } else { b }, u32::from(imm >> (n * 2)) & 3)
     });
-    Shufpd(a, b, imm) => build::<64>(|n| lane::<64>(if n == 0 { a } else { b }, u32::from(imm >> n) & 1));
+    Shufpd{UPPER: u32 = 2}(a, b, imm) => build::<64>(|n| lane::<64>(if n == 0 { a } else { b }, u32::from(imm >> n) & 1));
     Pshufb(a, b, _) => map::<8>(b, |c| if c & 0x80 != 0 { 0 } else { lane::<8>(a, c as u32 & 15) });
     Palignr(a, b, imm) => match u32::from(imm) * 8 {
         0 => b,
@@ -117,36 +117,36 @@ packed! {
     Pabsw(_, b, _) => map::<16>(b, |x| signed::<16>(x).unsigned_abs());
     Pabsd(_, b, _) => map::<32>(b, |x| signed::<32>(x).unsigned_abs());
     Pblendw(a, b, imm) => build::<16>(|n| lane::<16>(if imm >> n & 1 != 0 { b } else { a }, n));
-    Blendps(a, b, imm) => build::<32>(|n| lane::<32>(if imm >> n & 1 != 0 { b } else { a }, n));
-    Blendpd(a, b, imm) => build::<64>(|n| lane::<64>(if imm >> n & 1 != 0 { b } else { a }, n));
+    Blendps{UPPER: u32 = 4}(a, b, imm) => build::<32>(|n| lane::<32>(if imm >> n & 1 != 0 { b } else { a }, n));
+    Blendpd{UPPER: u32 = 2}(a, b, imm) => build::<64>(|n| lane::<64>(if imm >> n & 1 != 0 { b } else { a }, n));
     Phminposuw(_, b, _) => {
         let (value, index) = (0..8).map(|n| (lane::<16>(b, n), n)).min().unwrap_or((0, 0));
         u128::from(value) | (u128::from(index) << 16)
     };
-    Mpsadbw(a, b, imm) => {
+    Mpsadbw{UPPER: u32 = 3}(a, b, imm) => {
         let (from, with) = (u32::from(imm >> 2 & 1) * 4, u32::from(imm & 3) * 4);
         build::<16>(|n| (0..4).map(|k| lane::<8>(a, from + n + k).abs_diff(lane::<8>(b, with + k))).sum())
     };
-    Pmovsxbw[8](_, b, _) => build::<16>(|n| signed::<8>(lane::<8>(b, n)) as u64);
-    Pmovsxbd[4](_, b, _) => build::<32>(|n| signed::<8>(lane::<8>(b, n)) as u64);
-    Pmovsxbq[2](_, b, _) => build::<64>(|n| signed::<8>(lane::<8>(b, n)) as u64);
-    Pmovsxwd[8](_, b, _) => build::<32>(|n| signed::<16>(lane::<16>(b, n)) as u64);
-    Pmovsxwq[4](_, b, _) => build::<64>(|n| signed::<16>(lane::<16>(b, n)) as u64);
-    Pmovsxdq[8](_, b, _) => build::<64>(|n| signed::<32>(lane::<32>(b, n)) as u64);
-    Pmovzxbw[8](_, b, _) => build::<16>(|n| lane::<8>(b, n));
-    Pmovzxbd[4](_, b, _) => build::<32>(|n| lane::<8>(b, n));
-    Pmovzxbq[2](_, b, _) => build::<64>(|n| lane::<8>(b, n));
-    Pmovzxwd[8](_, b, _) => build::<32>(|n| lane::<16>(b, n));
-    Pmovzxwq[4](_, b, _) => build::<64>(|n| lane::<16>(b, n));
-    Pmovzxdq[8](_, b, _) => build::<64>(|n| lane::<32>(b, n));
-    Psllw(a, b, _) => zip::<16>(a, 0, |x, _| left(x, b as u64, 16));
-    Pslld(a, b, _) => zip::<32>(a, 0, |x, _| left(x, b as u64, 32));
-    Psllq(a, b, _) => zip::<64>(a, 0, |x, _| left(x, b as u64, 64));
-    Psrlw(a, b, _) => zip::<16>(a, 0, |x, _| right(x, b as u64, 16));
-    Psrld(a, b, _) => zip::<32>(a, 0, |x, _| right(x, b as u64, 32));
-    Psrlq(a, b, _) => zip::<64>(a, 0, |x, _| right(x, b as u64, 64));
-    Psraw(a, b, _) => zip::<16>(a, 0, |x, _| (signed::<16>(x) >> (b as u64).min(15)) as u64);
-    Psrad(a, b, _) => zip::<32>(a, 0, |x, _| (signed::<32>(x) >> (b as u64).min(31)) as u64);
+    Pmovsxbw[8]{WIDE_BYTES: u64 = 16, WIDENS: bool = true}(_, b, _) => build::<16>(|n| signed::<8>(lane::<8>(b, n)) as u64);
+    Pmovsxbd[4]{WIDE_BYTES: u64 = 8, WIDENS: bool = true}(_, b, _) => build::<32>(|n| signed::<8>(lane::<8>(b, n)) as u64);
+    Pmovsxbq[2]{WIDE_BYTES: u64 = 4, WIDENS: bool = true}(_, b, _) => build::<64>(|n| signed::<8>(lane::<8>(b, n)) as u64);
+    Pmovsxwd[8]{WIDE_BYTES: u64 = 16, WIDENS: bool = true}(_, b, _) => build::<32>(|n| signed::<16>(lane::<16>(b, n)) as u64);
+    Pmovsxwq[4]{WIDE_BYTES: u64 = 8, WIDENS: bool = true}(_, b, _) => build::<64>(|n| signed::<16>(lane::<16>(b, n)) as u64);
+    Pmovsxdq[8]{WIDE_BYTES: u64 = 16, WIDENS: bool = true}(_, b, _) => build::<64>(|n| signed::<32>(lane::<32>(b, n)) as u64);
+    Pmovzxbw[8]{WIDE_BYTES: u64 = 16, WIDENS: bool = true}(_, b, _) => build::<16>(|n| lane::<8>(b, n));
+    Pmovzxbd[4]{WIDE_BYTES: u64 = 8, WIDENS: bool = true}(_, b, _) => build::<32>(|n| lane::<8>(b, n));
+    Pmovzxbq[2]{WIDE_BYTES: u64 = 4, WIDENS: bool = true}(_, b, _) => build::<64>(|n| lane::<8>(b, n));
+    Pmovzxwd[8]{WIDE_BYTES: u64 = 16, WIDENS: bool = true}(_, b, _) => build::<32>(|n| lane::<16>(b, n));
+    Pmovzxwq[4]{WIDE_BYTES: u64 = 8, WIDENS: bool = true}(_, b, _) => build::<64>(|n| lane::<16>(b, n));
+    Pmovzxdq[8]{WIDE_BYTES: u64 = 16, WIDENS: bool = true}(_, b, _) => build::<64>(|n| lane::<32>(b, n));
+    Psllw{WIDE_BYTES: u64 = 16, SHARED: bool = true}(a, b, _) => zip::<16>(a, 0, |x, _| left(x, b as u64, 16));
+    Pslld{WIDE_BYTES: u64 = 16, SHARED: bool = true}(a, b, _) => zip::<32>(a, 0, |x, _| left(x, b as u64, 32));
+    Psllq{WIDE_BYTES: u64 = 16, SHARED: bool = true}(a, b, _) => zip::<64>(a, 0, |x, _| left(x, b as u64, 64));
+    Psrlw{WIDE_BYTES: u64 = 16, SHARED: bool = true}(a, b, _) => zip::<16>(a, 0, |x, _| right(x, b as u64, 16));
+    Psrld{WIDE_BYTES: u64 = 16, SHARED: bool = true}(a, b, _) => zip::<32>(a, 0, |x, _| right(x, b as u64, 32));
+    Psrlq{WIDE_BYTES: u64 = 16, SHARED: bool = true}(a, b, _) => zip::<64>(a, 0, |x, _| right(x, b as u64, 64));
+    Psraw{WIDE_BYTES: u64 = 16, SHARED: bool = true}(a, b, _) => zip::<16>(a, 0, |x, _| (signed::<16>(x) >> (b as u64).min(15)) as u64);
+    Psrad{WIDE_BYTES: u64 = 16, SHARED: bool = true}(a, b, _) => zip::<32>(a, 0, |x, _| (signed::<32>(x) >> (b as u64).min(31)) as u64);
     Pslldq(a, b, _) => if b as u8 > 15 { 0 } else { a << ((b as u32 & 15) * 8) };
     Psrldq(a, b, _) => if b as u8 > 15 { 0 } else { a >> ((b as u32 & 15) * 8) };
     Pclmulqdq(a, b, imm) => {
@@ -178,66 +178,93 @@ fn interleave<const BITS: u32>(a: u128, b: u128, from: u32) -> u128 {
 }
 
 /// A shift by an immediate: the count is where the second operand would be.
-struct ByImmediate<F>(std::marker::PhantomData<F>);
-impl<F: super::Packed> Helper for ByImmediate<F> {
+struct ByImmediate<F, const WIDE: bool>(std::marker::PhantomData<F>);
+impl<F: super::Packed, const WIDE: bool> Helper for ByImmediate<F, WIDE> {
     fn run(cpu: &mut Cpu, op: &Op) -> Flow {
-        cpu.sse_ready()?;
-        let a = cpu.xmm(op.dst);
-        cpu.set_xmm(op.dst, F::f(a, u128::from(op.imm & 0xff), 0));
+        cpu.vector_ready(op)?;
+        let [low, high] = cpu.ymm(if op.prefix & prefix::VEX != 0 {
+            op.src
+        } else {
+            op.dst
+        });
+        let count = u128::from(op.imm & 0xff);
+        let mut env = super::Env::default();
+        let low = F::f(&mut env, low, count, 0);
+        if WIDE {
+            let high = F::f(&mut env, high, count, 0);
+            cpu.set_ymm(op.dst, [low, high]);
+        } else {
+            cpu.put_xmm(op, op.dst, low);
+        }
         Ok(())
     }
 }
 
-/// PBLENDVB and its relatives: lanes are chosen by the signs of XMM0's.
+/// Lanes are chosen by the signs of a mask's.
+pub(super) fn blend_by_sign<const BITS: u32>(a: u128, b: u128, mask: u128) -> u128 {
+    let choose = |n| lane::<BITS>(mask, n) >> (BITS - 1) != 0;
+    build::<BITS>(|n| lane::<BITS>(if choose(n) { b } else { a }, n))
+}
+
+/// PBLENDVB and its relatives: the mask is XMM0.
 struct BlendBySign<const BITS: u32>;
 impl<const BITS: u32> Helper for BlendBySign<BITS> {
     fn run(cpu: &mut Cpu, op: &Op) -> Flow {
         cpu.sse_ready()?;
         let b = cpu.vector_source(op, 16, true)?;
-        let (a, mask) = (cpu.xmm(op.dst), cpu.xmm(0));
-        let choose = |n| lane::<BITS>(mask, n) >> (BITS - 1) != 0;
-        let r = build::<BITS>(|n| lane::<BITS>(if choose(n) { b } else { a }, n));
+        let r = blend_by_sign::<BITS>(cpu.xmm(op.dst), b, cpu.xmm(0));
         cpu.set_xmm(op.dst, r);
         Ok(())
     }
 }
 
-/// PTEST.
-struct Test;
-impl Helper for Test {
+/// PTEST: all bits. VTESTPS and VTESTPD: those of `SIGNS`.
+pub(super) struct Test<const SIGNS: u128, const WIDE: bool>;
+impl<const SIGNS: u128, const WIDE: bool> Helper for Test<SIGNS, WIDE> {
     fn run(cpu: &mut Cpu, op: &Op) -> Flow {
-        cpu.sse_ready()?;
-        let b = cpu.vector_source(op, 16, true)?;
-        let a = cpu.xmm(op.dst);
-        let carry = !a & b == 0;
+        cpu.vector_ready(op)?;
+        let (a, b) = if WIDE {
+            (cpu.ymm(op.dst), cpu.wide_source(op, op.src, 32)?)
+        } else {
+            ([cpu.xmm(op.dst), 0], [cpu.vector_source(op, 16, true)?, 0])
+        };
+        let any = |f: fn(u128, u128) -> u128| {
+            let mut pairs = a.iter().zip(&b);
+            pairs.any(|(a, b)| f(*a, *b) & SIGNS != 0)
+        };
         cpu.flags = Flags {
-            zr: u64::from(a & b != 0),
+            zr: u64::from(any(|a, b| a & b)),
             sr: 1,
-            cv: if carry { 3 << 62 } else { 0 },
+            cv: if any(|a, b| !a & b) { 0 } else { 3 << 62 },
         };
         Ok(())
     }
 }
 
 fn shift<D: Domain, F: super::Packed>(i: &Instruction) -> Option<Lowered<D>> {
-    if i.op_kind(1) == OpKind::Immediate8 {
-        return go(helper::<D, ByImmediate<F>>);
+    let last = i.op_count() - 1;
+    if i.op_kind(last) == OpKind::Immediate8 {
+        return go(if super::is_wide(i) {
+            helper::<D, ByImmediate<F, true>>
+        } else {
+            helper::<D, ByImmediate<F, false>>
+        });
     }
-    super::operation::<D, F>()
+    super::operation::<D, F>(i)
 }
 
 /// `match` arms of operations that are called like their mnemonics.
 macro_rules! by_name {
-    ($m:expr; $($name:ident)*) => {
+    ($i:expr, $m:expr; $($name:ident)*) => {
         match $m {
-            $(M::$name => return crate::sse::operation::<D, $name>(),)*
+            $(M::$name => return crate::sse::operation::<D, $name>($i),)*
             _ => {}
         }
     };
 }
 
-fn lower_arithmetic<D: Domain>(m: M) -> Option<Lowered<D>> {
-    by_name!(m;
+fn lower_arithmetic<D: Domain>(i: &Instruction, m: M) -> Option<Lowered<D>> {
+    by_name!(i, m;
         Paddb Paddw Paddd Paddq Psubb Psubw Psubd Psubq Paddsb Paddsw Psubsb Psubsw
         Paddusb Paddusw Psubusb Psubusw Pmullw Pmulld Pmulhw Pmulhuw Pmulhrsw Pmuludq Pmuldq
         Pmaddwd Pmaddubsw Psadbw Pavgb Pavgw Pminub Pminuw Pminud Pmaxub Pmaxuw Pmaxud
@@ -248,8 +275,8 @@ fn lower_arithmetic<D: Domain>(m: M) -> Option<Lowered<D>> {
     None
 }
 
-fn lower_arrangement<D: Domain>(m: M) -> Option<Lowered<D>> {
-    by_name!(m;
+fn lower_arrangement<D: Domain>(i: &Instruction, m: M) -> Option<Lowered<D>> {
+    by_name!(i, m;
         Packsswb Packssdw Packuswb Packusdw
         Punpcklbw Punpcklwd Punpckldq Punpcklqdq Punpckhbw Punpckhwd Punpckhdq Punpckhqdq
         Pshufd Pshuflw Pshufhw Pshufb Shufps Shufpd Palignr Pblendw Blendps Blendpd
@@ -258,17 +285,16 @@ fn lower_arrangement<D: Domain>(m: M) -> Option<Lowered<D>> {
     None
 }
 
-pub(crate) fn lower<D: Domain>(i: &Instruction) -> Option<Lowered<D>> {
-    let m = i.mnemonic();
+pub(crate) fn lower<D: Domain>(i: &Instruction, m: M) -> Option<Lowered<D>> {
     match m {
-        M::Andps | M::Andpd => super::operation::<D, Pand>(),
-        M::Andnps | M::Andnpd => super::operation::<D, Pandn>(),
-        M::Orps | M::Orpd => super::operation::<D, Por>(),
-        M::Xorps | M::Xorpd => super::operation::<D, Pxor>(),
-        M::Unpcklps => super::operation::<D, Punpckldq>(),
-        M::Unpckhps => super::operation::<D, Punpckhdq>(),
-        M::Unpcklpd => super::operation::<D, Punpcklqdq>(),
-        M::Unpckhpd => super::operation::<D, Punpckhqdq>(),
+        M::Andps | M::Andpd => super::operation::<D, Pand>(i),
+        M::Andnps | M::Andnpd => super::operation::<D, Pandn>(i),
+        M::Orps | M::Orpd => super::operation::<D, Por>(i),
+        M::Xorps | M::Xorpd => super::operation::<D, Pxor>(i),
+        M::Unpcklps => super::operation::<D, Punpckldq>(i),
+        M::Unpckhps => super::operation::<D, Punpckhdq>(i),
+        M::Unpcklpd => super::operation::<D, Punpcklqdq>(i),
+        M::Unpckhpd => super::operation::<D, Punpckhqdq>(i),
         M::Psllw => shift::<D, Psllw>(i),
         M::Pslld => shift::<D, Pslld>(i),
         M::Psllq => shift::<D, Psllq>(i),
@@ -282,7 +308,11 @@ pub(crate) fn lower<D: Domain>(i: &Instruction) -> Option<Lowered<D>> {
         M::Pblendvb => go(helper::<D, BlendBySign<8>>),
         M::Blendvps => go(helper::<D, BlendBySign<32>>),
         M::Blendvpd => go(helper::<D, BlendBySign<64>>),
-        M::Ptest => go(helper::<D, Test>),
-        _ => lower_arithmetic(m).or_else(|| lower_arrangement(m)),
+        M::Ptest => go(if super::is_wide(i) {
+            helper::<D, Test<{ u128::MAX }, true>>
+        } else {
+            helper::<D, Test<{ u128::MAX }, false>>
+        }),
+        _ => lower_arithmetic(i, m).or_else(|| lower_arrangement(i, m)),
     }
 }

@@ -84,7 +84,7 @@ impl<const EXPLICIT: bool, const MASK: bool, const WIDE: bool> Helper
     for Strings<EXPLICIT, MASK, WIDE>
 {
     fn run(cpu: &mut Cpu, op: &Op) -> Flow {
-        cpu.sse_ready()?;
+        cpu.vector_ready(op)?;
         let imm = op.imm as u8;
         let format = Format {
             wide: imm & 1 != 0,
@@ -122,7 +122,7 @@ impl<const EXPLICIT: bool, const MASK: bool, const WIDE: bool> Helper
                 (true, false) => build::<8>(bits),
                 (true, true) => build::<16>(bits),
             };
-            cpu.set_xmm(0, value);
+            cpu.put_xmm(op, 0, value);
         } else {
             let index = match (result, imm & 0x40 != 0) {
                 (0, _) => count,
@@ -141,8 +141,8 @@ impl<const EXPLICIT: bool, const MASK: bool, const WIDE: bool> Helper
     }
 }
 
-pub(crate) fn lower<D: Domain>(i: &Instruction) -> Option<Lowered<D>> {
-    go(match i.mnemonic() {
+pub(crate) fn lower<D: Domain>(_: &Instruction, m: M) -> Option<Lowered<D>> {
+    go(match m {
         M::Pcmpistri => helper::<D, Strings<false, false, false>>,
         M::Pcmpistrm => helper::<D, Strings<false, true, false>>,
         M::Pcmpestri => helper::<D, Strings<true, false, false>>,

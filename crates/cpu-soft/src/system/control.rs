@@ -59,40 +59,43 @@ impl Cpu {
         {
             return Err(self.gp(0));
         }
-        let mut efer = self.efer;
-        if paging && self.cr0 & cr::CR0_PG == 0 && efer & cr::EFER_LME != 0 {
-            if self.cr4 & cr::CR4_PAE == 0 || self.segment(crate::cpu::CS).long {
+        let mut efer = self.system.efer;
+        if paging && self.system.cr0 & cr::CR0_PG == 0 && efer & cr::EFER_LME != 0 {
+            if self.system.cr4 & cr::CR4_PAE == 0 || self.segment(crate::cpu::CS).long {
                 return Err(self.gp(0));
             }
             efer |= cr::EFER_LMA;
         }
         if !paging {
-            if self.is64() || (self.cr4 & cr::CR4_PCIDE != 0 && self.cr0 & cr::CR0_PG != 0) {
+            if self.is64()
+                || (self.system.cr4 & cr::CR4_PCIDE != 0 && self.system.cr0 & cr::CR0_PG != 0)
+            {
                 return Err(self.gp(0));
             }
             efer &= !cr::EFER_LMA;
         }
-        if Self::is_pae(value, self.cr4, efer) && (self.cr0 ^ value) & cr::CR0_PG != 0 {
-            self.load_pdptes(self.cr3)?;
+        if Self::is_pae(value, self.system.cr4, efer) && (self.system.cr0 ^ value) & cr::CR0_PG != 0
+        {
+            self.load_pdptes(self.system.cr3)?;
         }
-        self.cr0 = value;
-        self.efer = efer;
+        self.system.cr0 = value;
+        self.system.efer = efer;
         self.tlb.flush();
         self.refresh();
         Ok(())
     }
 
     pub(crate) fn set_cr3(&mut self, value: u64) -> Flow {
-        let pcids = self.cr4 & cr::CR4_PCIDE != 0;
+        let pcids = self.system.cr4 & cr::CR4_PCIDE != 0;
         let keep = pcids && value >> 63 != 0;
         let value = if pcids { value & !(1 << 63) } else { value };
         if self.long_mode() && value >> crate::paging::PHYS_BITS != 0 {
             return Err(self.gp(0));
         }
-        if Self::is_pae(self.cr0, self.cr4, self.efer) {
+        if Self::is_pae(self.system.cr0, self.system.cr4, self.system.efer) {
             self.load_pdptes(value)?;
         }
-        self.cr3 = value;
+        self.system.cr3 = value;
         if pcids {
             self.tlb.switch((value & 0xfff) as u16, keep);
         } else {
@@ -102,19 +105,19 @@ impl Cpu {
     }
 
     pub(crate) fn set_cr4(&mut self, value: u64) -> Flow {
-        let changed = value ^ self.cr4;
+        let changed = value ^ self.system.cr4;
         let bad = value & !self.cr4_allowed() != 0
             || (self.long_mode() && value & cr::CR4_PAE == 0)
             || (self.long_mode() && changed & cr::CR4_LA57 != 0)
             || (changed & value & cr::CR4_PCIDE != 0
-                && (!self.long_mode() || self.cr3 & 0xfff != 0));
+                && (!self.long_mode() || self.system.cr3 & 0xfff != 0));
         if bad {
             return Err(self.gp(0));
         }
-        if Self::is_pae(self.cr0, value, self.efer) {
-            self.load_pdptes(self.cr3)?;
+        if Self::is_pae(self.system.cr0, value, self.system.efer) {
+            self.load_pdptes(self.system.cr3)?;
         }
-        self.cr4 = value;
+        self.system.cr4 = value;
         self.tlb.flush();
         self.refresh();
         Ok(())
@@ -122,11 +125,11 @@ impl Cpu {
 
     fn read_cr(&mut self, number: u8) -> Result<u64, Stop> {
         Ok(match number {
-            0 => self.cr0,
-            2 => self.cr2,
-            3 => self.cr3,
-            4 => self.cr4,
-            8 => self.cr8,
+            0 => self.system.cr0,
+            2 => self.system.cr2,
+            3 => self.system.cr3,
+            4 => self.system.cr4,
+            8 => self.system.cr8,
             _ => return Err(self.ud()),
         })
     }
@@ -134,14 +137,14 @@ impl Cpu {
     fn write_cr(&mut self, number: u8, value: u64, op: &Op) -> Flow {
         match number {
             0 => self.set_cr0(value)?,
-            2 => self.cr2 = value,
+            2 => self.system.cr2 = value,
             3 => self.set_cr3(value)?,
             4 => self.set_cr4(value)?,
             8 => {
                 if value > 15 {
                     return Err(self.gp(0));
                 }
-                self.cr8 = value;
+                self.system.cr8 = value;
                 self.rip = self.next_ip_of(op);
                 self.exit = Exit::TaskPriority(value as u8);
                 return Err(Stop::ExitAfter);
@@ -169,12 +172,12 @@ impl Cpu {
 
     fn debug_register(&mut self, number: u8) -> Result<u8, Stop> {
         self.supervisor()?;
-        if self.dr7 & (1 << 13) != 0 {
-            self.dr6 |= 1 << 13;
+        if self.system.dr7 & (1 << 13) != 0 {
+            self.system.dr6 |= 1 << 13;
             return Err(self.raise(vector::DB, None));
         }
         match number {
-            4 | 5 if self.cr4 & cr::CR4_DE != 0 => Err(self.ud()),
+            4 | 5 if self.system.cr4 & cr::CR4_DE != 0 => Err(self.ud()),
             4 | 5 => Ok(number + 2),
             n if n > 7 => Err(self.ud()),
             n => Ok(n),
@@ -198,7 +201,7 @@ impl Cpu {
     }
 
     fn store_table(&mut self, op: &Op, table: DescriptorTable) -> Flow {
-        if self.cr4 & cr::CR4_UMIP != 0 && self.cpl > 0 {
+        if self.system.cr4 & cr::CR4_UMIP != 0 && self.cpl > 0 {
             return Err(self.gp(0));
         }
         let size = if self.is64() { 8 } else { 4 };
@@ -221,18 +224,19 @@ impl Cpu {
         let what = self.get(op.dst);
         let pcid = self.load_at::<W64>(op, 0)?;
         let linear = self.load_at::<W64>(op, 8)?;
-        if what > 3 || pcid >> 12 != 0 || (what == 0 && !self.canonical(linear)) {
+        let without = what < 2 && pcid != 0 && self.system.cr4 & cr::CR4_PCIDE == 0;
+        if what > 3 || pcid >> 12 != 0 || without || (what == 0 && !self.canonical(linear)) {
             return Err(self.gp(0));
         }
-        let present = self.cr3 & 0xfff == pcid;
+        let present = self.system.cr3 & 0xfff == pcid;
         match what {
             0 if present => self.tlb.forget_page(linear),
             0 | 1 if !present => self.tlb.forget_pcid(pcid as u16),
             1 => self.tlb.switch(pcid as u16, false),
             _ => {
                 self.tlb.flush();
-                if self.cr4 & cr::CR4_PCIDE != 0 {
-                    self.tlb.switch((self.cr3 & 0xfff) as u16, false);
+                if self.system.cr4 & cr::CR4_PCIDE != 0 {
+                    self.tlb.switch((self.system.cr3 & 0xfff) as u16, false);
                 }
             }
         }
@@ -240,7 +244,7 @@ impl Cpu {
     }
 
     fn timestamp(&mut self) -> Flow {
-        if self.cr4 & cr::CR4_TSD != 0 && self.cpl > 0 {
+        if self.system.cr4 & cr::CR4_TSD != 0 && self.cpl > 0 {
             return Err(self.gp(0));
         }
         let now = self.tsc();
@@ -280,7 +284,7 @@ impl Cpu {
     }
 
     fn base_register<W: Width>(&mut self, op: &Op, seg: u8, write: bool) -> Flow {
-        if !self.is64() || self.cr4 & cr::CR4_FSGSBASE == 0 {
+        if !self.is64() || self.system.cr4 & cr::CR4_FSGSBASE == 0 {
             return Err(self.ud());
         }
         if !write {
@@ -336,9 +340,9 @@ helpers! {
     ReadDr => |cpu, op| {
         let number = cpu.debug_register(op.src)?;
         let value = match number {
-            6 => cpu.dr6,
-            7 => cpu.dr7,
-            n => cpu.dr.get(usize::from(n)).copied().unwrap_or(0),
+            6 => cpu.system.dr6,
+            7 => cpu.system.dr7,
+            n => cpu.system.dr.get(usize::from(n)).copied().unwrap_or(0),
         };
         cpu.put(op.dst, value);
         Ok(())
@@ -350,9 +354,9 @@ helpers! {
             return Err(cpu.gp(0));
         }
         match number {
-            6 => cpu.dr6 = (value & 0xe00f) | 0xffff_0ff0,
-            7 => cpu.dr7 = (value & 0xffff_2fff) | 0x400,
-            n => if let Some(slot) = cpu.dr.get_mut(usize::from(n)) {
+            6 => cpu.system.dr6 = (value & 0xe00f) | 0xffff_0ff0,
+            7 => cpu.system.dr7 = (value & 0xffff_2fff) | 0x400,
+            n => if let Some(slot) = cpu.system.dr.get_mut(usize::from(n)) {
                 *slot = value;
             },
         }
@@ -360,7 +364,7 @@ helpers! {
     },
     Clts => |cpu, op| {
         cpu.supervisor()?;
-        cpu.cr0 &= !cr::CR0_TS;
+        cpu.system.cr0 &= !cr::CR0_TS;
         cpu.branch_on(op)
     },
     Lmsw => |cpu, op| {
@@ -371,15 +375,15 @@ helpers! {
             cpu.reg::<W16>(op.dst)
         };
         // PE can be set but not cleared.
-        let kept = cpu.cr0 & !0xe;
+        let kept = cpu.system.cr0 & !0xe;
         cpu.set_cr0(kept | (value & 0xf))?;
         cpu.branch_on(op)
     },
     Smsw => |cpu, op| {
-        if cpu.cr4 & cr::CR4_UMIP != 0 && cpu.cpl > 0 {
+        if cpu.system.cr4 & cr::CR4_UMIP != 0 && cpu.cpl > 0 {
             return Err(cpu.gp(0));
         }
-        let value = cpu.cr0;
+        let value = cpu.system.cr0;
         if op.prefix & prefix::MEMORY != 0 {
             return cpu.store::<W16>(op, value & 0xffff);
         }
@@ -390,12 +394,12 @@ helpers! {
         }
         Ok(())
     },
-    LgdtNarrow => |cpu, op| { cpu.gdtr = cpu.load_table(op, true)?; Ok(()) },
-    Lgdt => |cpu, op| { cpu.gdtr = cpu.load_table(op, false)?; Ok(()) },
-    LidtNarrow => |cpu, op| { cpu.idtr = cpu.load_table(op, true)?; Ok(()) },
-    Lidt => |cpu, op| { cpu.idtr = cpu.load_table(op, false)?; Ok(()) },
-    Sgdt => |cpu, op| cpu.store_table(op, cpu.gdtr),
-    Sidt => |cpu, op| cpu.store_table(op, cpu.idtr),
+    LgdtNarrow => |cpu, op| { cpu.system.gdtr = cpu.load_table(op, true)?; Ok(()) },
+    Lgdt => |cpu, op| { cpu.system.gdtr = cpu.load_table(op, false)?; Ok(()) },
+    LidtNarrow => |cpu, op| { cpu.system.idtr = cpu.load_table(op, true)?; Ok(()) },
+    Lidt => |cpu, op| { cpu.system.idtr = cpu.load_table(op, false)?; Ok(()) },
+    Sgdt => |cpu, op| cpu.store_table(op, cpu.system.gdtr),
+    Sidt => |cpu, op| cpu.store_table(op, cpu.system.idtr),
     Invlpg => |cpu, op| {
         cpu.supervisor()?;
         let linear = cpu.offset_of(op).wrapping_add(cpu.base_of(op.seg));
@@ -462,19 +466,20 @@ helpers! {
         cpu.supervisor()
     },
     Xgetbv => |cpu, _| {
-        if cpu.cr4 & cr::CR4_OSXSAVE == 0 {
+        if cpu.system.cr4 & cr::CR4_OSXSAVE == 0 {
             return Err(cpu.ud());
         }
-        if cpu.get(RCX) as u32 != 0 {
-            return Err(cpu.gp(0));
-        }
-        let value = cpu.xcr0;
+        let value = match cpu.get(RCX) as u32 {
+            0 => cpu.system.xcr0,
+            1 => cpu.components_in_use(),
+            _ => return Err(cpu.gp(0)),
+        };
         cpu.put(RAX, value & 0xffff_ffff);
         cpu.put(RDX, value >> 32);
         Ok(())
     },
     Xsetbv => |cpu, _| {
-        if cpu.cr4 & cr::CR4_OSXSAVE == 0 {
+        if cpu.system.cr4 & cr::CR4_OSXSAVE == 0 {
             return Err(cpu.ud());
         }
         cpu.supervisor()?;
@@ -484,7 +489,7 @@ helpers! {
         if cpu.get(RCX) as u32 != 0 || value & 1 == 0 || value & !allowed != 0 || avx_alone {
             return Err(cpu.gp(0));
         }
-        cpu.xcr0 = value;
+        cpu.system.xcr0 = value;
         Ok(())
     },
 }

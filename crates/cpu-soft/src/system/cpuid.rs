@@ -50,11 +50,14 @@ impl Cpu {
         let (leaf, subleaf) = (self.get(RAX) as u32, self.get(RCX) as u32);
         let mut entry = self.cpuid.answer(leaf, subleaf);
         if leaf == 1 {
-            let osxsave = self.cr4 & cr::CR4_OSXSAVE != 0;
+            let osxsave = self.system.cr4 & cr::CR4_OSXSAVE != 0;
             entry.ecx = (entry.ecx & !(1 << 27)) | (u32::from(osxsave) << 27);
         }
         if leaf == 0xd && subleaf == 0 && self.features.xsave {
-            entry.ebx = if self.xcr0 & 4 != 0 { 832 } else { 576 };
+            entry.ebx = if self.system.xcr0 & 4 != 0 { 832 } else { 576 };
+        }
+        if leaf == 0xd && subleaf == 1 && self.features.avx {
+            entry.ebx = if self.system.xcr0 & 4 != 0 { 832 } else { 576 };
         }
         entry
     }
@@ -118,15 +121,20 @@ pub fn table(model: Model, index: u32, cpus: u32) -> CpuidTable {
     // SSE3, CX16, hypervisor; and for max what else is built.
     let mut ecx = 1 | (1 << 13) | (1 << 31);
     if max {
-        // PCLMULQDQ to XSAVE as far as they are built: SSSE3, PCID, SSE4.1, SSE4.2, MOVBE,
-        // POPCNT, XSAVE, RDRAND.
-        ecx |= (1 << 9)
+        // PCLMULQDQ, SSSE3, FMA, PCID, SSE4.1, SSE4.2, MOVBE, POPCNT, AES, XSAVE, AVX, F16C,
+        // RDRAND.
+        ecx |= (1 << 1)
+            | (1 << 9)
+            | (1 << 12)
             | (1 << 17)
             | (1 << 19)
             | (1 << 20)
             | (1 << 22)
             | (1 << 23)
+            | (1 << 25)
             | (1 << 26)
+            | (1 << 28)
+            | (1 << 29)
             | (1 << 30);
     }
     let htt = u32::from(cpus > 1) << 28;
@@ -134,22 +142,27 @@ pub fn table(model: Model, index: u32, cpus: u32) -> CpuidTable {
     set(4, None, [0; 4]);
     let mut seven = [0; 4];
     if max {
-        // FSGSBASE BMI1 SMEP BMI2 ERMS INVPCID RDSEED ADX SMAP; UMIP LA57 RDPID.
+        // FSGSBASE BMI1 AVX2 SMEP BMI2 ERMS INVPCID RDSEED ADX SMAP SHA; UMIP LA57 RDPID.
         let ebx = 1
             | (1 << 3)
+            | (1 << 5)
             | (1 << 7)
             | (1 << 8)
             | (1 << 9)
             | (1 << 10)
             | (1 << 18)
             | (1 << 19)
-            | (1 << 20);
+            | (1 << 20)
+            | (1 << 29);
         seven = [0, ebx, (1 << 2) | (1 << 16) | (1 << 22), 0];
     }
     set(7, Some(0), seven);
     if max {
-        set(0xd, Some(0), [3, 576, 576, 0]);
-        set(0xd, Some(1), [0; 4]);
+        set(0xd, Some(0), [7, 576, 832, 0]);
+        // XSAVEOPT, XSAVEC, XGETBV of what is in use.
+        set(0xd, Some(1), [7, 832, 0, 0]);
+        // The upper halves of YMM registers: how many bytes, and where.
+        set(0xd, Some(2), [256, 576, 0, 0]);
     }
     extended(&mut set, model);
     table

@@ -38,7 +38,7 @@ impl Cpu {
         let mut doubled = fault.vector == vector::DF;
         loop {
             if fault.vector == vector::DB {
-                self.dr7 &= !(1 << 13);
+                self.system.dr7 &= !(1 << 13);
             }
             match self.interrupt(fault.vector, fault.error, Origin::Hardware) {
                 Ok(()) => return Ok(()),
@@ -78,10 +78,10 @@ impl Cpu {
 
     fn real_interrupt(&mut self, number: u8) -> Flow {
         let at = u64::from(number) * 4;
-        if at + 3 > u64::from(self.idtr.limit) {
+        if at + 3 > u64::from(self.system.idtr.limit) {
             return Err(self.gp(u32::from(number) * 8 + 2));
         }
-        let entry = self.load_system(self.idtr.base.wrapping_add(at), 4)?;
+        let entry = self.load_system(self.system.idtr.base.wrapping_add(at), 4)?;
         let flags = self.rflags();
         self.push_value::<W16>(flags & 0xffff)?;
         self.push_value::<W16>(u64::from(self.segment(CS).selector))?;
@@ -97,10 +97,10 @@ impl Cpu {
         let code = u32::from(number) * 8 + 2 + ext;
         let size = if self.long_mode() { 16 } else { 8 };
         let at = u64::from(number) * size;
-        if at + size - 1 > u64::from(self.idtr.limit) {
+        if at + size - 1 > u64::from(self.system.idtr.limit) {
             return Err(self.gp(code));
         }
-        let at = self.idtr.base.wrapping_add(at);
+        let at = self.system.idtr.base.wrapping_add(at);
         let raw = self.load_system(at, 8)?;
         let high = if size == 16 {
             self.load_system(at.wrapping_add(8), 8)? & 0xffff_ffff
@@ -233,11 +233,11 @@ impl Cpu {
     /// A stack pointer of a 64-bit TSS: slot 0 to 2 are RSP0 to RSP2, 4 to 10 are IST1 to IST7.
     fn tss64(&mut self, slot: u64) -> Result<u64, Stop> {
         let at = 4 + slot * 8;
-        if at + 7 > u64::from(self.tr.limit) {
-            let selector = self.tr.selector;
+        if at + 7 > u64::from(self.system.tr.limit) {
+            let selector = self.system.tr.selector;
             return Err(self.raise(vector::TS, Some(code_of(selector))));
         }
-        self.load_system(self.tr.base.wrapping_add(at), 8)
+        self.load_system(self.system.tr.base.wrapping_add(at), 8)
     }
 
     fn long_stack(&mut self, gate: &Gate, switch: &Switch) -> Flow {
@@ -263,17 +263,17 @@ impl Cpu {
 
     /// The stack of a more privileged level, from a 16- or 32-bit TSS.
     pub(crate) fn tss_stack(&mut self, cpl: u8) -> Result<(u16, u64), Stop> {
-        let wide = self.tr.kind & 8 != 0;
+        let wide = self.system.tr.kind & 8 != 0;
         let (at, size) = if wide {
             (4 + u64::from(cpl) * 8, 4)
         } else {
             (2 + u64::from(cpl) * 4, 2)
         };
-        if at + u64::from(size) + 1 > u64::from(self.tr.limit) {
-            let selector = self.tr.selector;
+        if at + u64::from(size) + 1 > u64::from(self.system.tr.limit) {
+            let selector = self.system.tr.selector;
             return Err(self.raise(vector::TS, Some(code_of(selector))));
         }
-        let at = self.tr.base.wrapping_add(at);
+        let at = self.system.tr.base.wrapping_add(at);
         let sp = self.load_system(at, size)?;
         let selector = self.load_system(at.wrapping_add(u64::from(size)), 2)?;
         Ok((selector as u16, sp))

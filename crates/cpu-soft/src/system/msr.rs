@@ -113,7 +113,7 @@ impl Cpu {
             MISC_ENABLE => self.msrs.misc_enable,
             PAT => self.msrs.pat,
             MTRR_DEF_TYPE => self.msrs.mtrr_def_type,
-            EFER => self.efer,
+            EFER => self.system.efer,
             STAR => self.msrs.star,
             LSTAR => self.msrs.lstar,
             CSTAR => self.msrs.cstar,
@@ -181,11 +181,11 @@ impl Cpu {
 
     fn set_efer(&mut self, value: u64) -> bool {
         let known = cr::EFER_SCE | cr::EFER_LME | cr::EFER_LMA | cr::EFER_NXE;
-        let paging = self.cr0 & cr::CR0_PG != 0;
-        if value & !known != 0 || (paging && (value ^ self.efer) & cr::EFER_LME != 0) {
+        let paging = self.system.cr0 & cr::CR0_PG != 0;
+        if value & !known != 0 || (paging && (value ^ self.system.efer) & cr::EFER_LME != 0) {
             return false;
         }
-        self.efer = (value & !cr::EFER_LMA) | (self.efer & cr::EFER_LMA);
+        self.system.efer = (value & !cr::EFER_LMA) | (self.system.efer & cr::EFER_LMA);
         self.tlb.flush();
         self.refresh();
         true

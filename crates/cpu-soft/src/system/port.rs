@@ -13,17 +13,17 @@ impl Cpu {
         if !self.protected() || (self.cpl <= self.iopl() && !self.v86()) {
             return Ok(());
         }
-        let limit = u64::from(self.tr.limit);
-        if self.tr.kind & 8 == 0 || limit < 0x67 {
+        let limit = u64::from(self.system.tr.limit);
+        if self.system.tr.kind & 8 == 0 || limit < 0x67 {
             return Err(self.gp(0));
         }
-        let map = self.load_system(self.tr.base.wrapping_add(0x66), 2)?;
+        let map = self.load_system(self.system.tr.base.wrapping_add(0x66), 2)?;
         let at = map + u64::from(port / 8);
         // Two bytes are read, whatever the port: both must be within the TSS.
         if at + 1 > limit {
             return Err(self.gp(0));
         }
-        let bits = self.load_system(self.tr.base.wrapping_add(at), 2)?;
+        let bits = self.load_system(self.system.tr.base.wrapping_add(at), 2)?;
         let mask = ((1_u64 << size) - 1) << (port % 8);
         if bits & mask != 0 {
             return Err(self.gp(0));

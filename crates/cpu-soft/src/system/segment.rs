@@ -120,9 +120,13 @@ impl Cpu {
     pub(crate) fn descriptor(&mut self, selector: u16, vector: u8) -> Result<Descriptor, Stop> {
         let offset = u64::from(selector & !7);
         let (base, limit, usable) = if selector & 4 == 0 {
-            (self.gdtr.base, u64::from(self.gdtr.limit), true)
+            (
+                self.system.gdtr.base,
+                u64::from(self.system.gdtr.limit),
+                true,
+            )
         } else {
-            let ldt = self.ldtr;
+            let ldt = self.system.ldtr;
             (ldt.base, u64::from(ldt.limit), ldt.present && !ldt.unusable)
         };
         if !usable || offset + 7 > limit {
@@ -254,7 +258,7 @@ impl Cpu {
             return Ok(0);
         }
         let offset = u64::from(selector & !7);
-        if offset + 15 > u64::from(self.gdtr.limit) {
+        if offset + 15 > u64::from(self.system.gdtr.limit) {
             return Err(self.gp(code_of(selector)));
         }
         let high = self.load_system(descriptor.at.wrapping_add(8), 8)?;
@@ -268,13 +272,13 @@ impl Cpu {
     /// LLDT.
     pub(crate) fn load_ldtr(&mut self, selector: u16) -> Flow {
         if selector & !3 == 0 {
-            self.ldtr = null(selector);
+            self.system.ldtr = null(selector);
             return Ok(());
         }
         let descriptor = self.system_descriptor(selector, &[system_type::LDT])?;
         let high = self.upper_base(descriptor, selector)?;
-        self.ldtr = descriptor.segment(selector);
-        self.ldtr.base |= high;
+        self.system.ldtr = descriptor.segment(selector);
+        self.system.ldtr.base |= high;
         Ok(())
     }
 
@@ -291,9 +295,9 @@ impl Cpu {
         let descriptor = self.system_descriptor(selector, kinds)?;
         let high = self.upper_base(descriptor, selector)?;
         self.mark_descriptor(descriptor, 1 << 41)?;
-        self.tr = descriptor.segment(selector);
-        self.tr.kind |= 2;
-        self.tr.base |= high;
+        self.system.tr = descriptor.segment(selector);
+        self.system.tr.kind |= 2;
+        self.system.tr.base |= high;
         Ok(())
     }
 
@@ -373,7 +377,7 @@ impl Cpu {
     ) -> Result<T, Stop> {
         let saved = (
             self.regs,
-            self.segments,
+            self.system.segments,
             self.sysflags,
             self.flags,
             self.rip,
@@ -386,7 +390,7 @@ impl Cpu {
         if undone {
             (
                 self.regs,
-                self.segments,
+                self.system.segments,
                 self.sysflags,
                 self.flags,
                 self.rip,

@@ -101,7 +101,7 @@ fn store_selector(cpu: &mut Cpu, op: &Op, selector: u16) -> Flow {
     if !cpu.protected() || cpu.v86() {
         return Err(cpu.ud());
     }
-    if cpu.cr4 & cr::CR4_UMIP != 0 && cpu.cpl > 0 {
+    if cpu.system.cr4 & cr::CR4_UMIP != 0 && cpu.cpl > 0 {
         return Err(cpu.gp(0));
     }
     let value = u64::from(selector);
@@ -165,8 +165,8 @@ impl<W: Width, const LIMIT: bool> Helper for Inspect<W, LIMIT> {
 
 helpers! {
     Load => |cpu, op| load(cpu, op),
-    Sldt => |cpu, op| store_selector(cpu, op, cpu.ldtr.selector),
-    Str => |cpu, op| store_selector(cpu, op, cpu.tr.selector),
+    Sldt => |cpu, op| store_selector(cpu, op, cpu.system.ldtr.selector),
+    Str => |cpu, op| store_selector(cpu, op, cpu.system.tr.selector),
     Lldt => |cpu, op| {
         privileged(cpu)?;
         let selector = source16(cpu, op, op.dst)?;

@@ -180,7 +180,7 @@ impl Cpu {
 
     fn gate_stack(&mut self, cpl: u8) -> Flow {
         if self.long_mode() {
-            let at = self.tr.base.wrapping_add(4 + u64::from(cpl) * 8);
+            let at = self.system.tr.base.wrapping_add(4 + u64::from(cpl) * 8);
             let sp = self.load_system(at, 8)?;
             let new = Segment {
                 dpl: cpl,
@@ -400,7 +400,7 @@ impl Cpu {
     }
 
     fn syscall(&mut self, op: &Op) -> Flow {
-        if self.efer & cr::EFER_SCE == 0 || !self.protected() || !self.long_mode() {
+        if self.system.efer & cr::EFER_SCE == 0 || !self.protected() || !self.long_mode() {
             return Err(self.ud());
         }
         let back = self.next_ip_of(op);
@@ -421,7 +421,7 @@ impl Cpu {
     }
 
     fn sysret(&mut self, wide: bool) -> Flow {
-        if self.efer & cr::EFER_SCE == 0 || !self.long_mode() || !self.is64() {
+        if self.system.efer & cr::EFER_SCE == 0 || !self.long_mode() || !self.is64() {
             return Err(self.ud());
         }
         if self.cpl != 0 {

@@ -14,7 +14,14 @@ pub struct Form {
     pub floats: bool,
     /// x87 registers are compared too.
     pub x87: bool,
+    /// Singles in the first vector register may differ by this share.
+    pub tolerance: f32,
+    /// x87 registers may differ by so many units in the last place, and C1 then.
+    pub ulps: u64,
 }
+
+pub mod vector;
+pub mod x87;
 
 const CF: u64 = 1;
 const PF: u64 = 4;
@@ -39,6 +46,8 @@ impl Form {
             prepare: nothing,
             floats: false,
             x87: false,
+            tolerance: 0.0,
+            ulps: 0,
         }
     }
 
@@ -761,7 +770,7 @@ pub fn stack() -> Vec<Form> {
 }
 
 /// An SSE instruction with registers (XMM1, XMM2), the upper ones, and memory.
-fn xmm_forms(name: &str, before: &[u8], opcode: &[u8], tail: &[u8]) -> Vec<Form> {
+pub fn xmm_forms(name: &str, before: &[u8], opcode: &[u8], tail: &[u8]) -> Vec<Form> {
     let form = |rex: &[u8], operand: &[u8]| {
         let code = [before, rex, &[0x0f], opcode, operand, tail].concat();
         Form::new(format!("{name} {before:02x?} 0f {opcode:02x?}"), code)
@@ -832,6 +841,18 @@ pub fn sse_integer() -> Vec<Form> {
         .chain(0x37..=0x41)
     {
         forms.extend(xmm_forms("map 38", &[0x66], &[0x38, opcode], &[]));
+    }
+    for opcode in 0xdb..=0xdf {
+        forms.extend(xmm_forms("aes", &[0x66], &[0x38, opcode], &[]));
+    }
+    for imm in [0x00, 0x01, 0x36, 0xff] {
+        forms.extend(xmm_forms("aeskeygenassist", &[0x66], &[0x3a, 0xdf], &[imm]));
+    }
+    for opcode in 0xc8..=0xcd {
+        forms.extend(xmm_forms("sha", &[], &[0x38, opcode], &[]));
+    }
+    for imm in 0..4 {
+        forms.extend(xmm_forms("sha1rnds4", &[], &[0x3a, 0xcc], &[imm]));
     }
     for opcode in [0x10, 0x14, 0x15, 0x17] {
         forms.extend(xmm_forms("blendv", &[0x66], &[0x38, opcode], &[]));
@@ -993,96 +1014,19 @@ pub fn sse_float() -> Vec<Form> {
         }
     }
     for opcode in 0x08..=0x0b {
-        for mode in 0..5 {
+        for mode in [0, 1, 2, 3, 4, 8, 11, 12] {
             forms.extend(xmm_forms("round", &[0x66], &[0x3a, opcode], &[mode]));
         }
+    }
+    for imm in [0xff, 0x31, 0x7a, 0xc3] {
+        forms.extend(xmm_forms("dpps", &[0x66], &[0x3a, 0x40], &[imm]));
+        forms.extend(xmm_forms("dppd", &[0x66], &[0x3a, 0x41], &[imm]));
     }
     for imm in [0x00, 0x98, 0x6f, 0xd1] {
         forms.extend(xmm_forms("insertps", &[0x66], &[0x3a, 0x21], &[imm]));
     }
     for form in &mut forms {
         form.floats = true;
-    }
-    forms
-}
-
-pub fn x87() -> Vec<Form> {
-    let mut forms = Vec::new();
-    let mut add = |name: &str, code: &[&[u8]]| {
-        let mut form = Form::new(format!("x87 {name}"), code.concat());
-        form.floats = true;
-        form.x87 = true;
-        forms.push(form);
-    };
-    // fld qword [rbx + 16]; fld dword [rbx + 8]
-    let two: &[u8] = &[0xdd, 0x43, 0x10, 0xd9, 0x43, 0x08];
-    for (name, code) in [
-        ("fld32", &[0xd9, 0x43, 0x08][..]),
-        ("fld64", &[0xdd, 0x43, 0x08]),
-        ("fild16", &[0xdf, 0x43, 0x08]),
-        ("fild32", &[0xdb, 0x43, 0x08]),
-        ("fild64", &[0xdf, 0x6b, 0x08]),
-    ] {
-        add(name, &[code]);
-        // fstp tbyte [rbx + 64], then read it back
-        add(name, &[code, &[0xdb, 0x7b, 0x40, 0xdb, 0x6b, 0x40]]);
-    }
-    for last in 0xc0..=0xff_u8 {
-        // fadd st0, sti to fdivr; the same to st1; with pop; fld and fxch; fucom; fcomi; fcmov
-        for first in [0xd8_u8, 0xd9, 0xda, 0xdb, 0xdc, 0xdd, 0xde, 0xdf] {
-            let near = last & 7 == 1;
-            let known = match first {
-                0xd8 => near,
-                0xdc => near && !(0xd0..0xe0).contains(&last),
-                0xde => near && !(0xd0..0xe0).contains(&last) || last == 0xd9,
-                0xd9 => {
-                    near && last < 0xd0
-                        || matches!(
-                            last,
-                            0xe0 | 0xe1 | 0xe4 | 0xe5 | 0xe8..=0xee | 0xf6 | 0xf7 | 0xfa | 0xfc
-                        )
-                }
-                0xda => near && last < 0xe0 || last == 0xe9,
-                0xdb => near && (last < 0xe0 || (0xe8..0xf8).contains(&last)),
-                0xdd => near && last < 0xf0 && !(0xc8..0xd0).contains(&last),
-                _ => near && (0xe8..0xf8).contains(&last),
-            };
-            if known {
-                add(&format!("{first:02x} {last:02x}"), &[two, &[first, last]]);
-            }
-        }
-    }
-    for field in 0..8_u8 {
-        let operand = 0x43 | (field << 3);
-        for first in [0xd8, 0xdc, 0xda, 0xde] {
-            add("memory", &[two, &[first, operand, 0x20]]);
-        }
-        if matches!(field, 2 | 3) {
-            for first in [0xd9, 0xdd, 0xdb, 0xdf] {
-                add("store", &[two, &[first, operand, 0x40]]);
-            }
-        }
-        if field == 1 {
-            for first in [0xdd, 0xdb, 0xdf] {
-                add("fisttp", &[two, &[first, operand, 0x40]]);
-            }
-        }
-    }
-    add("fistp64", &[two, &[0xdf, 0x7b, 0x40]]);
-    // Rounding: fldcw from memory made by mov word [rbx + 96], 0x?7f.
-    for control in [0x07, 0x0b, 0x0f_u8] {
-        let set: &[u8] = &[0x66, 0xc7, 0x43, 0x60, 0x7f, control, 0xd9, 0x6b, 0x60];
-        for operation in [
-            &[0xd8, 0xc1][..],
-            &[0xd8, 0xf1],
-            &[0xd9, 0xfa],
-            &[0xd9, 0xfc],
-            &[0xdb, 0x5b, 0x40],
-            &[0xdd, 0x5b, 0x40],
-            &[0xd9, 0xeb],
-        ] {
-            add("rounding", &[set, two, operation]);
-        }
     }
     forms
 }

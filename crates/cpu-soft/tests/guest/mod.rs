@@ -1,11 +1,17 @@
 //! A machine of memory and one vCPU, as tests need it.
-#![allow(dead_code, reason = "each test file uses a part of it")]
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "each test file uses a part of it, and may panic"
+)]
 
 use std::sync::Arc;
 
 use cpu_soft::{Model, SoftAccelerator, table};
 use guest_memory::{GuestMemory, GuestPhysAddr};
-use vcpu::{Accelerator, DescriptorTable, Segment, Vcpu, VcpuState};
+use iced_x86::code_asm::CodeAssembler;
+use vcpu::{Accelerator, DescriptorTable, Exit, Segment, Vcpu, VcpuState};
 
 /// Where the handlers of exceptions are: one HLT each, so that RIP tells the vector.
 pub const HANDLERS: u64 = 0x8000;
@@ -14,6 +20,9 @@ pub const TABLES: u64 = 0x1000;
 pub const IDT: u64 = 0x4000;
 pub const GDT: u64 = 0x5000;
 pub const TSS: u64 = 0x6000;
+pub const CODE: u64 = 0x1_0000;
+pub const DATA: u64 = 0x2_0000;
+pub const STACK: u64 = 0x3_0000;
 
 /// A flat segment.
 pub fn flat(selector: u16, kind: u8, long: bool, dpl: u8) -> Segment {
@@ -84,7 +93,8 @@ pub fn long_state(vcpu: &dyn Vcpu, rip: u64) -> VcpuState {
     let mut state = vcpu.state().unwrap();
     state.system.cr0 = 0x8001_0033;
     state.system.cr3 = TABLES;
-    state.system.cr4 = 0x6b0;
+    state.system.cr4 = 0x4_06b0;
+    state.system.xcr0 = 7;
     state.system.efer = 0xd01;
     state.system.segments = [flat(0x10, 3, false, 0); 6];
     state.system.segments[1] = flat(8, 11, true, 0);
@@ -113,4 +123,101 @@ pub fn vcpu(memory: &Arc<GuestMemory>, index: u32) -> Box<dyn Vcpu> {
     SoftAccelerator::new(Arc::clone(memory))
         .create_vcpu(index, table(Model::Max, index, 2))
         .unwrap()
+}
+
+pub type Asm = CodeAssembler;
+
+pub fn assemble(
+    bits: u32,
+    at: u64,
+    write: impl FnOnce(&mut Asm) -> Result<(), iced_x86::IcedError>,
+) -> Vec<u8> {
+    let mut a = CodeAssembler::new(bits).unwrap();
+    write(&mut a).unwrap();
+    a.assemble(at).unwrap()
+}
+
+pub fn put(memory: &GuestMemory, at: u64, bytes: &[u8]) {
+    memory.write(GuestPhysAddr(at), bytes).unwrap();
+}
+
+pub fn word(memory: &GuestMemory, at: u64) -> u64 {
+    let mut bytes = [0; 8];
+    memory.read(GuestPhysAddr(at), &mut bytes).unwrap();
+    u64::from_le_bytes(bytes)
+}
+
+/// A machine in long mode at `CODE`, RSP at `STACK`.
+pub fn long(
+    write: impl FnOnce(&mut Asm) -> Result<(), iced_x86::IcedError>,
+) -> (Arc<GuestMemory>, Box<dyn Vcpu>) {
+    let memory = memory();
+    prepare_long_mode(&memory);
+    put(&memory, CODE, &assemble(64, CODE, write));
+    let vcpu = long_vcpu(&memory, 0);
+    (memory, vcpu)
+}
+
+pub fn long_vcpu(memory: &Arc<GuestMemory>, index: u32) -> Box<dyn Vcpu> {
+    let mut vcpu = vcpu(memory, index);
+    let mut state = long_state(&*vcpu, CODE);
+    state.registers.general[4] = STACK - u64::from(index) * 0x1000;
+    vcpu.set_state(&state).unwrap();
+    vcpu
+}
+
+pub fn reg(vcpu: &dyn Vcpu, number: usize) -> u64 {
+    vcpu.state().unwrap().registers.general[number]
+}
+
+/// The vector whose handler the guest halted in, and the top of its stack.
+pub fn caught(memory: &GuestMemory, vcpu: &mut dyn Vcpu) -> (u64, Vec<u64>) {
+    assert_eq!(vcpu.run().unwrap(), Exit::Halt);
+    let state = vcpu.state().unwrap();
+    let top = state.registers.general[4];
+    let stack = (0..6).map(|slot| word(memory, top + slot * 8)).collect();
+    (state.registers.rip.wrapping_sub(HANDLERS + 1), stack)
+}
+
+/// 32-bit protected mode without paging, with these descriptors behind the usual ones.
+pub fn protected(
+    descriptors: &[u64],
+    write: impl FnOnce(&mut Asm) -> Result<(), iced_x86::IcedError>,
+) -> (Arc<GuestMemory>, Box<dyn Vcpu>) {
+    let memory = memory();
+    prepare_long_mode(&memory);
+    let usual = [
+        0,
+        0x00cf_9b00_0000_ffff,
+        0x00cf_9300_0000_ffff,
+        0x00cf_fb00_0000_ffff,
+        0x00cf_f300_0000_ffff,
+    ];
+    for (slot, value) in (0..).zip(usual.iter().chain(descriptors)) {
+        put(&memory, GDT + slot * 8, &value.to_le_bytes());
+    }
+    for vector in 0..256_u64 {
+        let at = (HANDLERS + vector) as u32;
+        let gate = u64::from(at & 0xffff) | 8 << 16 | 0xee00 << 32 | u64::from(at >> 16) << 48;
+        put(&memory, IDT + vector * 8, &gate.to_le_bytes());
+    }
+    put(&memory, CODE, &assemble(32, CODE, write));
+    let mut vcpu = vcpu(&memory, 0);
+    let mut state = long_state(&*vcpu, CODE);
+    state.system.cr0 = 0x11;
+    state.system.cr4 = 0x600;
+    state.system.efer = 0;
+    state.system.segments = [flat(0x10, 3, false, 0); 6];
+    state.system.segments[1] = flat(8, 11, false, 0);
+    state.system.gdtr.limit = 0xff;
+    state.registers.general[4] = STACK;
+    vcpu.set_state(&state).unwrap();
+    (memory, vcpu)
+}
+
+pub fn caught32(memory: &GuestMemory, vcpu: &mut dyn Vcpu) -> (u64, u32) {
+    assert_eq!(vcpu.run().unwrap(), Exit::Halt);
+    let state = vcpu.state().unwrap();
+    let error = word(memory, state.registers.general[4]) as u32;
+    (state.registers.rip.wrapping_sub(HANDLERS + 1), error)
 }

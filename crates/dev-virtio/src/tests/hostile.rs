@@ -1,14 +1,15 @@
 //! Drivers that do what they must not.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
-use device::{Clock, IoHandler, Width};
-use guest_memory::GuestPhysAddr;
+use device::{Clock, Device, IoHandler, Width};
+use guest_memory::{GuestPhysAddr, RamOffset, RegionKind};
+use host_io::{Engine, Executor};
 use proptest::prelude::*;
 use virtio_bindings::virtio_mmio::*;
 
 use crate::test_driver::*;
-use crate::{HostEntropy, VirtioRng};
+use crate::{HostEntropy, VirtioConsole, VirtioDevice, VirtioRng};
 
 fn driver() -> Driver {
     Driver::new(rng())
@@ -244,6 +245,35 @@ fn memory_that_goes_away_breaks_the_device() {
     assert!(driver.is_broken());
 }
 
+#[test]
+fn a_ring_that_goes_away_in_part_breaks_the_device() {
+    let memory = guest_memory_of(RAM_BYTES + 0x1000);
+    let end = RAM_START + RAM_BYTES;
+    let region = memory.remove(GuestPhysAddr(RAM_START)).unwrap();
+    let kind = RegionKind::Ram;
+    let second = RamOffset(region.ram.0 + RAM_BYTES);
+    memory
+        .add_alias(GuestPhysAddr(RAM_START), RAM_BYTES, region.ram, kind)
+        .unwrap();
+    memory
+        .add_alias(GuestPhysAddr(end), 0x1000, second, kind)
+        .unwrap();
+    let driver = Driver::over(rng(), memory);
+    assert!(driver.negotiate(VERSION_1));
+    driver.write(VIRTIO_MMIO_QUEUE_NUM, 8);
+    driver.set_address(VIRTIO_MMIO_QUEUE_DESC_LOW, Driver::table(0));
+    // Flags and index in one region, the entries in the next.
+    driver.set_address(VIRTIO_MMIO_QUEUE_AVAIL_LOW, end - 4);
+    driver.set_address(VIRTIO_MMIO_QUEUE_USED_LOW, Driver::used(0));
+    driver.write(VIRTIO_MMIO_QUEUE_READY, 1);
+    driver.write(VIRTIO_MMIO_STATUS, 15);
+    assert_eq!(driver.status(), 15);
+    driver.memory.remove(GuestPhysAddr(end)).unwrap();
+    driver.put(end - 2, &1_u16.to_le_bytes());
+    driver.notify(0);
+    assert!(driver.is_broken());
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Memory(u16, u64),
@@ -284,33 +314,68 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
+/// One of each kind of device.
+fn devices() -> Vec<Arc<dyn VirtioDevice>> {
+    let console = VirtioConsole::new(2, RUNTIME.handle().clone()).unwrap();
+    vec![
+        rng(),
+        super::blk::small_disk(EXECUTOR.handle()),
+        super::balloon::small_balloon(),
+        console,
+    ]
+}
 
-    /// Whatever a driver writes, the device answers, writes only what it was given, and works again after a reset.
-    #[test]
-    fn any_driver(steps in proptest::collection::vec(step(), 1..80)) {
-        let mut driver = driver();
-        driver.start(0);
-        for step in steps {
-            match step {
-                Step::Memory(at, value) => {
-                    driver.put(RAM_START + u64::from(at), &value.to_le_bytes());
-                }
-                Step::Descriptor(at, address, bytes, flags, next) => {
-                    let at = Driver::table(0) + 16 * u64::from(at);
-                    driver.put_descriptor(at, address, bytes, flags, next);
-                }
-                Step::Available(at, head) => {
-                    driver.put(Driver::available(0) + 4 + 2 * u64::from(at), &head.to_le_bytes());
-                }
-                Step::Index(index) => driver.put(Driver::available(0) + 2, &index.to_le_bytes()),
-                Step::Register(at, value) => driver.write(at.into(), value),
-                Step::Notify => driver.notify(0),
-                Step::Start => driver.start(EVENT_IDX),
+static RUNTIME: LazyLock<tokio::runtime::Runtime> = LazyLock::new(|| {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .build()
+        .unwrap()
+});
+static EXECUTOR: LazyLock<Executor> =
+    LazyLock::new(|| Executor::start("disk", Engine::Threads).unwrap());
+
+fn run(driver: &mut Driver, steps: &[Step], queue: u16) {
+    let features = (1 << 9 | 2) & driver.offered();
+    driver.start(features);
+    for step in steps {
+        match *step {
+            Step::Memory(at, value) => {
+                driver.put(RAM_START + u64::from(at), &value.to_le_bytes());
             }
-            driver.mmio.read(0x70, Width::Dword);
+            Step::Descriptor(at, address, bytes, flags, next) => {
+                let at = Driver::table(queue) + 16 * u64::from(at);
+                driver.put_descriptor(at, address, bytes, flags, next);
+            }
+            Step::Available(at, head) => {
+                let at = Driver::available(queue) + 4 + 2 * u64::from(at);
+                driver.put(at, &head.to_le_bytes());
+            }
+            Step::Index(index) => driver.put(Driver::available(queue) + 2, &index.to_le_bytes()),
+            Step::Register(at, value) => driver.write(at.into(), value),
+            Step::Notify => driver.notify(queue),
+            Step::Start => driver.start(EVENT_IDX),
         }
+        driver.mmio.read(0x70, Width::Dword);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    /// Whatever a driver writes, every kind of device answers, writes nothing outside RAM, and begins anew after a reset.
+    #[test]
+    fn any_driver(steps in proptest::collection::vec(step(), 1..80), queue in 0_u16..4) {
+        for device in devices() {
+            let queues = device.queue_sizes().len() as u16;
+            let mut driver = Driver::new(device);
+            run(&mut driver, &steps, queue % queues);
+            driver.start(0);
+            driver.mmio.core().pause();
+            let saved = driver.mmio.save().unwrap();
+            driver.mmio.restore(&saved).unwrap();
+        }
+        let mut driver = driver();
+        run(&mut driver, &steps, 0);
         driver.start(0);
         let head = driver.send(0, &[writable(BUFFERS, 4)]);
         prop_assert_eq!(driver.take_used(0), Some((head, 4)));

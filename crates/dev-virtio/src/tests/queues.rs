@@ -159,6 +159,26 @@ fn held_chains_survive_being_saved() {
 }
 
 #[test]
+fn an_interrupt_is_not_lost_in_a_pause() {
+    let device = Arc::new(Holding::default());
+    let mut driver = Driver::new(device.clone());
+    driver.start(0);
+    driver.send(0, &[writable(BUFFERS, 4)]);
+    let chain = device.held.lock().pop().unwrap();
+    // Finished, and paused before the signal.
+    device.queue.get().unwrap().lock().unwrap().finish(chain, 0);
+    driver.mmio.core().pause();
+    let saved = driver.mmio.save().unwrap();
+    driver.mmio.core().resume();
+    assert_eq!(driver.take_interrupt(), 1);
+    driver.mmio.core().pause();
+    driver.mmio.restore(&saved).unwrap();
+    assert_eq!(driver.take_interrupt(), 0);
+    driver.mmio.core().resume();
+    assert_eq!(driver.take_interrupt(), 1);
+}
+
+#[test]
 fn a_bad_state_leaves_the_device_as_it_was() {
     let device = Arc::new(Holding::default());
     let mut driver = Driver::new(device);

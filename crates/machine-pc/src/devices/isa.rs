@@ -90,7 +90,11 @@ fn irq(control: &Control, irq: u64) -> IrqLine {
         .map_or_else(IrqLine::unconnected, line)
 }
 
-fn make_serial(control: &mut Control, properties: &mut Properties) -> Result<Made, QmpError> {
+fn make_serial(
+    control: &mut Control,
+    _kind: BusKind,
+    properties: &mut Properties,
+) -> Result<Made, QmpError> {
     let there = control
         .devices
         .iter()
@@ -112,9 +116,9 @@ fn make_serial(control: &mut Control, properties: &mut Properties) -> Result<Mad
     let (uart, cable) = serial::port(irq(control, line), claim, &runtime);
     control.place_isa("serial", base, 8, uart.clone())?;
     Ok(Made {
-        device: uart,
         described: described_serial(index, base, line),
         cable: Some(cable),
+        ..Made::new(uart)
     })
 }
 
@@ -132,6 +136,7 @@ fn described_serial(index: usize, base: u64, line: u64) -> Option<LegacyDevice> 
 
 fn make_debug_console(
     control: &mut Control,
+    _kind: BusKind,
     properties: &mut Properties,
 ) -> Result<Made, QmpError> {
     let base = properties.number("iobase", 0xffff)?.unwrap_or(0xe9);
@@ -144,35 +149,37 @@ fn make_debug_console(
     let console = DebugConsole::new(cable.clone());
     control.place_isa("isa-debugcon", base, 1, console.clone())?;
     Ok(Made {
-        device: console,
-        described: None,
         cable: Some(cable),
+        ..Made::new(console)
     })
 }
 
-fn make_debug_exit(control: &mut Control, properties: &mut Properties) -> Result<Made, QmpError> {
+fn make_debug_exit(
+    control: &mut Control,
+    _kind: BusKind,
+    properties: &mut Properties,
+) -> Result<Made, QmpError> {
     let base = properties.number("iobase", 0xffff)?.unwrap_or(0x501);
     let length = properties.number("iosize", 8)?.unwrap_or(2).max(1);
     let exit = DebugExit::new(Arc::clone(&control.requests) as _);
     control.place_isa("isa-debug-exit", base, length, exit.clone())?;
-    Ok(Made {
-        device: exit,
-        described: None,
-        cable: None,
-    })
+    Ok(Made::new(exit))
 }
 
-fn make_pvpanic(control: &mut Control, properties: &mut Properties) -> Result<Made, QmpError> {
+fn make_pvpanic(
+    control: &mut Control,
+    _kind: BusKind,
+    properties: &mut Properties,
+) -> Result<Made, QmpError> {
     let port = properties.number("ioport", 0xffff)?.unwrap_or(0x505);
     let events = properties.number("events", 7)?.unwrap_or(7);
     let events = PvpanicEvents::from_bits(u8::try_from(events).unwrap_or(7));
     let device = Pvpanic::new(events, Arc::clone(&control.requests) as _);
     control.place_isa("pvpanic", port, 1, device.clone())?;
     Ok(Made {
-        device,
         described: Some(LegacyDevice::Pvpanic {
             base: u16::try_from(port).unwrap_or(0),
         }),
-        cable: None,
+        ..Made::new(device)
     })
 }

@@ -31,15 +31,37 @@ pub(crate) const fn property(
     }
 }
 
-/// Gives properties to the maker of a device, and complains about what it did not take.
+/// Gives properties to the maker of a device.
 pub struct Properties {
     kind: &'static DeviceKind,
+    id: Option<String>,
+    path: String,
     values: BTreeMap<String, Value>,
 }
 
 impl Properties {
-    pub(crate) fn new(kind: &'static DeviceKind, values: BTreeMap<String, Value>) -> Self {
-        Self { kind, values }
+    pub(crate) fn new(
+        kind: &'static DeviceKind,
+        id: Option<String>,
+        path: String,
+        values: BTreeMap<String, Value>,
+    ) -> Self {
+        Self {
+            kind,
+            id,
+            path,
+            values,
+        }
+    }
+
+    /// The device's id.
+    pub(crate) fn id(&self) -> Option<&str> {
+        self.id.as_deref()
+    }
+
+    /// The device's path in the object tree.
+    pub(crate) fn path(&self) -> &str {
+        &self.path
     }
 
     fn wrong(&self, name: &str, value: &Value, expected: &str) -> QmpError {
@@ -95,14 +117,22 @@ impl Properties {
         }
     }
 
-    /// Nothing may be left over.
-    pub(crate) fn end(self) -> Result<(), QmpError> {
-        match self.values.keys().next() {
+    /// All names must be the kind's; `bus` may be named by every device.
+    pub(crate) fn check_names(&mut self) -> Result<(), QmpError> {
+        self.values.remove("bus");
+        let kind = self.kind;
+        let unknown = |name: &&String| !kind.properties.iter().any(|spec| spec.name == **name);
+        match self.values.keys().find(unknown) {
             None => Ok(()),
             Some(name) => Err(QmpError::generic(format!(
                 "Property '{}.{name}' not found",
-                self.kind.name
+                kind.name
             ))),
         }
+    }
+
+    /// The kind whose properties they are.
+    pub(crate) fn kind(&self) -> &'static DeviceKind {
+        self.kind
     }
 }

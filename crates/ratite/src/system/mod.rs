@@ -1,5 +1,6 @@
 //! `ratite system`: a PC under QMP.
 
+mod drive;
 mod legacy_chardev;
 mod machine_options;
 pub(crate) mod options;
@@ -21,6 +22,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::Notify;
 
 use crate::storage_daemon::{EndSignals, background, chardev_option, control_runtime};
+use drive::{Drive, Interface as DriveInterface};
 use legacy_chardev::LegacyChardev;
 use machine_options::{MachineOptions, Wanted};
 use options::{Given, Parsed};
@@ -48,7 +50,7 @@ pub(crate) fn main(program: &str, arguments: Vec<OsString>) -> ExitCode {
             }
         };
     }
-    match run(&given, daemonize) {
+    match run(program, &given, daemonize) {
         Ok(code) => code,
         Err(complaint) => {
             eprintln!("{program}: {complaint}");
@@ -57,7 +59,7 @@ pub(crate) fn main(program: &str, arguments: Vec<OsString>) -> ExitCode {
     }
 }
 
-fn run(given: &[Given], daemonize: bool) -> Result<ExitCode, String> {
+fn run(program: &str, given: &[Given], daemonize: bool) -> Result<ExitCode, String> {
     let machine = match machine_options::read(given).map_err(|error| error.desc)? {
         Wanted::Machine(machine) => machine,
         Wanted::Help(text) => {
@@ -65,6 +67,9 @@ fn run(given: &[Given], daemonize: bool) -> Result<ExitCode, String> {
             return Ok(ExitCode::SUCCESS);
         }
     };
+    for warning in &machine.warnings {
+        eprintln!("{program}: {warning}");
+    }
     let runtime = control_runtime().map_err(|error| format!("cannot start: {error}"))?;
     let ended = runtime.block_on(async {
         let mut signals =
@@ -114,16 +119,25 @@ impl System {
         machine: MachineOptions,
     ) -> Result<Self, String> {
         let handle = runtime.handle().clone();
-        let storage = StorageService::new(handle.clone())
+        let storage = StorageService::with_types(handle.clone(), machine_pc::register_types)
             .map_err(|error| format!("cannot start: {error}"))?;
         set_up_storage(&storage, given).await?;
+        let drives = add_drives(&storage, given).await?;
         let services = DeviceServices {
             chardevs: Arc::clone(storage.chardevs()),
+            graph: Arc::clone(storage.graph()),
+            data_side: storage.data_side().clone(),
+            drives: drives
+                .iter()
+                .map(|drive| (drive.id.clone(), drive.node_name.clone()))
+                .collect(),
             objects: Arc::clone(storage.objects()),
             runtime: handle.clone(),
         };
         let events = Arc::clone(storage.event_bus()) as _;
-        let MachineOptions { config, stopped } = machine;
+        let MachineOptions {
+            config, stopped, ..
+        } = machine;
         let made = tokio::task::spawn_blocking(move || Machine::new(config, events, services));
         let made = made.await.map_err(|error| error.to_string())?;
         let machine = made.map_err(|error| error.to_string())?;
@@ -140,7 +154,7 @@ impl System {
             quit,
             stopped,
         };
-        let done = system.add_parts(given).await;
+        let done = system.add_parts(given, drives).await;
         if let Err(error) = done {
             system.machine.close();
             return Err(error);
@@ -148,8 +162,19 @@ impl System {
         Ok(system)
     }
 
-    async fn add_parts(&mut self, given: &[Given]) -> Result<(), String> {
+    async fn add_parts(&mut self, given: &[Given], drives: Vec<Drive>) -> Result<(), String> {
         self.add_serial_ports(given).await?;
+        for drive in drives {
+            let complain = |error: QmpError| format!("drive '{}': {}", drive.id, error.desc);
+            if drive.interface == DriveInterface::Virtio {
+                let driver = self.virtio_disk().await.map_err(complain)?;
+                let mut properties: BTreeMap<String, Value> =
+                    drive.properties.clone().into_iter().collect();
+                properties.insert("drive".to_owned(), drive.id.clone().into());
+                let made = self.make_device(driver, None, properties).await;
+                made.map_err(complain)?;
+            }
+        }
         for one in given {
             let added = match one.option {
                 "device" => self.add_device(&one.text).await,
@@ -176,6 +201,15 @@ impl System {
                 self.storage.add_chardev(*arguments).await?;
                 Ok(Some(id.to_owned()))
             }
+        }
+    }
+
+    /// The kind of virtio disk that the board takes.
+    async fn virtio_disk(&self) -> Result<&'static str, QmpError> {
+        let has_pci = self.machine.ask(|control| control.has_pci()).await;
+        match has_pci.map_err(|error| QmpError::generic(error.to_string()))? {
+            true => Ok("virtio-blk-pci"),
+            false => Ok("virtio-blk-device"),
         }
     }
 
@@ -335,6 +369,23 @@ async fn set_up_storage(storage: &StorageService, given: &[Given]) -> Result<(),
         added.map_err(of_option(one))?;
     }
     Ok(())
+}
+
+/// Adds the nodes of all drives.
+async fn add_drives(storage: &StorageService, given: &[Given]) -> Result<Vec<Drive>, String> {
+    let mut drives = Vec::new();
+    for one in given {
+        let text = match one.option {
+            "drive" => one.text.clone(),
+            "hda" => format!("file={}", one.text.replace(',', ",,")),
+            _ => continue,
+        };
+        let drive = drive::parse(&text, drives.len()).map_err(of_option(one))?;
+        let options = api::from_json(drive.node.clone()).map_err(of_option(one))?;
+        storage.add_node(options).await.map_err(of_option(one))?;
+        drives.push(drive);
+    }
+    Ok(drives)
 }
 
 fn refuse_readline(text: &str) -> Result<(), QmpError> {

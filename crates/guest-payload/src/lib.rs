@@ -1,0 +1,123 @@
+//! Ratite's embedded guest: a few KiB that say hello, count, and answer, so that every command of
+//! a machine can be tried and tested in milliseconds.
+//!
+//! Its source is the folder `guest/`; `build.rs` compiles it for this host's processor with the
+//! compiler and linker that are there anyway. On hosts that are not x86-64 Linux there is none.
+//!
+//! # How it starts
+//!
+//! An ELF image of 64 bits at 1 MiB with a PVH note: 32-bit protected mode, EBX with the start
+//! info. It takes the command line, the memory map and the ACPI root pointer from there.
+//!
+//! # What it does
+//!
+//! It prints on the serial line at 0x3f8, once at the start:
+//!
+//! ```text
+//! Ratite guest: 128 MiB, 4 CPUs, command line 'disk=write'
+//! balloon: up to 95 MiB
+//! rng: 8 bytes, [1c, a5, ae, d6, cd, c9, ca, 5c]
+//! console: greeted
+//! disk: 32768 sectors (16 MiB), sector 0 begins [00, 00, 00, 00, 00, 00, 00, 00]
+//! ```
+//!
+//! and then, once a second, `tick N` with the ticks (of 250 ms) so far, having read sector 0 of the
+//! first disk. With `disk=write` in the command line it also counts in the disk's last sector
+//! (`RATITEDC`, then the count, eight bytes) and prints `disk counter N`.
+//!
+//! | it notices | and |
+//! |---|---|
+//! | the ACPI power button | prints `power button` and switches off (S5) |
+//! | the balloon's target | gives pages above 32 MiB away or takes them back, and prints how many |
+//! | an NMI | prints `NMI` |
+//! | an exception | prints it and stops |
+//!
+//! | a line typed to it | does |
+//! |---|---|
+//! | `help` | lists these |
+//! | `reboot` | resets by the FADT's reset register, 0xcf9, or what else works |
+//! | `poweroff` | S5 |
+//! | `sleep` | S3; after waking it prints `awake` and goes on |
+//! | `panic` | tells pvpanic at port 0x505 that it has panicked, and goes on |
+//! | `triple` | a triple fault |
+//! | `halt` | HLT with interrupts off |
+//! | `spin` | keeps the CPU busy until a key comes |
+//! | `cpus` | starts the other CPUs, each of which prints a line and halts |
+//! | `disk` | looks at the disk again, also at its size |
+//! | `mem` | prints the memory map |
+//!
+//! It finds modern virtio devices (block, balloon, entropy, console; the first of each matters) on
+//! PCI bus 0, in the DSDT (`LNRO0005`) and by `virtio_mmio.device=512@0xADDRESS:IRQ` in the command
+//! line. Memory of PCI devices that nobody has placed goes to 0xd000_0000 upwards.
+//!
+//! # The page at 0x9000
+//!
+//! For who reads its memory from outside, all numbers little-endian:
+//!
+//! | offset | bytes | what |
+//! |---|---|---|
+//! | 0 | 8 | `RATITEGP` |
+//! | 8 | 4 | version, 1 |
+//! | 12 | 4 | length of a tick in ms, 250 |
+//! | 16 | 8 | ticks, counted by the timer's interrupt even while a disk keeps the guest waiting |
+//! | 24 | 8 | the disk's counter, as last written |
+//! | 32 | 4 | pages given to the balloon |
+//! | 36 | 4 | CPUs |
+//!
+//! # Where a new thing goes
+//!
+//! A command: `guest/shell.rs` and the table above. A device: a module of `guest/`, with its type
+//! in `Guest::find_devices`. The guest uses nothing but `core`.
+
+/// Where the page with the guest's counters is, in guest-physical memory.
+pub const TICK_PAGE: u64 = 0x9000;
+/// The first bytes of that page.
+pub const TICK_PAGE_MAGIC: [u8; 8] = *b"RATITEGP";
+
+/// The guest, an ELF image with a PVH note, if this host can build it.
+#[must_use]
+pub fn image() -> Option<&'static [u8]> {
+    #[cfg(has_guest)]
+    {
+        Some(include_bytes!(concat!(env!("OUT_DIR"), "/guest.elf")))
+    }
+    #[cfg(not(has_guest))]
+    None
+}
+
+#[cfg(all(test, has_guest))]
+mod tests {
+    use super::*;
+
+    fn number(bytes: &[u8]) -> u64 {
+        bytes
+            .iter()
+            .rev()
+            .fold(0, |value, byte| value << 8 | u64::from(*byte))
+    }
+
+    #[test]
+    fn the_image_is_small_and_has_a_pvh_note() {
+        let image = image().unwrap();
+        assert!(image.len() < 64 << 10, "{} bytes", image.len());
+        assert_eq!(image[..6], [0x7f, b'E', b'L', b'F', 2, 1]);
+        let (table, count) = (number(&image[32..40]), number(&image[56..58]));
+        let headers = image[usize::try_from(table).unwrap()..].chunks(56);
+        let headers: Vec<_> = headers.take(usize::try_from(count).unwrap()).collect();
+        let loads: Vec<_> = headers.iter().filter(|h| number(&h[..4]) == 1).collect();
+        // One segment from 1 MiB on, which leaves the pages above 32 MiB to the balloon.
+        let [load] = loads[..] else {
+            panic!("{} segments", loads.len());
+        };
+        let (start, bytes) = (number(&load[24..32]), number(&load[40..48]));
+        assert_eq!(start, 1 << 20);
+        assert!(bytes < 1 << 20, "{bytes} bytes in memory");
+        let note = headers.iter().find(|h| number(&h[..4]) == 4).unwrap();
+        let (offset, length) = (number(&note[8..16]), number(&note[32..40]));
+        let place = usize::try_from(offset).unwrap()..usize::try_from(offset + length).unwrap();
+        let note = &image[place];
+        assert_eq!(note[..16], *b"\x04\0\0\0\x04\0\0\0\x12\0\0\0Xen\0");
+        let entry = number(&note[16..20]);
+        assert!(start <= entry && entry < start + bytes);
+    }
+}
