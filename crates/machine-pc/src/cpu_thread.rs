@@ -81,7 +81,8 @@ impl CpuShared {
                 work: VecDeque::new(),
             }),
             changed: Condvar::new(),
-            look: AtomicBool::new(false),
+            // Before the first instruction it looks whether it may run at all.
+            look: AtomicBool::new(true),
             interrupt: AtomicBool::new(false),
             halted: AtomicBool::new(false),
             thread_id: AtomicI32::new(0),
