@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use accel_kvm::KvmAccelerator;
 use cpu_soft::{Model, SoftAccelerator};
 use dev_pc::pci_hotplug::Ejection;
 use device::{Clock, MachineSink};
 use guest_memory::GuestMemory;
-use vcpu::Accelerator;
+use vcpu::{Accelerator, CpuidTable};
 
 use crate::board::Chips;
 use crate::boot;
@@ -76,9 +77,7 @@ pub(crate) fn assemble(
         Chips::Microvm => Chipset::microvm(&around)?,
         _ => Chipset::pc(&around)?,
     };
-    if config.accelerator == AcceleratorKind::Tcg {
-        start_cpus(config, &memory, &chips, &cpus, requests)?;
-    }
+    start_cpus(config, &memory, &chips, &cpus, requests)?;
     Ok(Assembled {
         clock,
         memory: Some(memory),
@@ -105,6 +104,51 @@ fn firmware(config: &MachineConfig) -> Result<Option<Vec<u8>>, MachineError> {
     Ok(Some(image.into_owned()))
 }
 
+/// An accelerator, and the CPUID table of each processor.
+type Executor = (Box<dyn Accelerator>, Box<dyn Fn(u32) -> CpuidTable>);
+
+/// Who executes the guest; `None` where nobody does.
+fn executor(
+    config: &MachineConfig,
+    memory: &Arc<GuestMemory>,
+) -> Result<Option<Executor>, MachineError> {
+    let name = config.cpu_model.as_str();
+    let cpus = config.topology.cpus;
+    let model = Model::by_name(name);
+    let unknown = || {
+        MachineError::Config(match name {
+            "host" => "CPU model 'host' requires KVM or HVF".to_owned(),
+            _ => format!("unable to find CPU model '{name}'; there are qemu64, max and host"),
+        })
+    };
+    match config.accelerator {
+        AcceleratorKind::Qtest => Ok(None),
+        AcceleratorKind::Tcg => {
+            let model = model.ok_or_else(unknown)?;
+            let table = move |index| cpu_soft::table(model, index, cpus);
+            let accelerator = SoftAccelerator::new(Arc::clone(memory));
+            Ok(Some((Box::new(accelerator), Box::new(table))))
+        }
+        AcceleratorKind::Kvm => {
+            let accelerator = KvmAccelerator::new(Arc::clone(memory))?;
+            let tables: Vec<CpuidTable> = (0..cpus)
+                .map(|index| match (name, model) {
+                    ("host" | "max", _) => Ok(accelerator.host_cpuid(index)),
+                    (_, Some(model)) => {
+                        Ok(accelerator.narrow(&cpu_soft::table(model, index, cpus)))
+                    }
+                    (_, None) => Err(unknown()),
+                })
+                .collect::<Result<_, _>>()?;
+            let table = move |index: u32| {
+                let found = usize::try_from(index).ok().and_then(|at| tables.get(at));
+                found.cloned().unwrap_or_default()
+            };
+            Ok(Some((Box::new(accelerator), Box::new(table))))
+        }
+    }
+}
+
 fn start_cpus(
     config: &MachineConfig,
     memory: &Arc<GuestMemory>,
@@ -112,16 +156,11 @@ fn start_cpus(
     cpus: &[Arc<CpuShared>],
     requests: &Arc<Requests>,
 ) -> Result<(), MachineError> {
-    let model = Model::by_name(&config.cpu_model).ok_or_else(|| {
-        MachineError::Config(format!(
-            "unable to find CPU model '{}'; there are qemu64 and max",
-            config.cpu_model
-        ))
-    })?;
-    let accelerator = SoftAccelerator::new(Arc::clone(memory));
+    let Some((accelerator, table)) = executor(config, memory)? else {
+        return Ok(());
+    };
     for (cpu, apic) in cpus.iter().zip(&chips.apics) {
-        let table = cpu_soft::table(model, cpu.index(), config.topology.cpus);
-        let vcpu = accelerator.create_vcpu(cpu.index(), table)?;
+        let vcpu = accelerator.create_vcpu(cpu.index(), table(cpu.index()))?;
         let around = CpuSurroundings {
             ports: Arc::clone(&chips.ports),
             memory: Arc::clone(&chips.memory),
@@ -129,7 +168,7 @@ fn start_cpus(
             pic: Some(Arc::clone(&chips.pic)),
             machine: Arc::clone(requests) as Arc<dyn MachineSink>,
         };
-        cpu_thread::start(cpu, around, vcpu).map_err(|source| MachineError::Thread {
+        cpu_thread::start(cpu, around, vcpu, accelerator.name()).map_err(|source| MachineError::Thread {
             what: "a vCPU",
             source,
         })?;

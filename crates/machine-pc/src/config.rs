@@ -1,8 +1,10 @@
 //! What a machine is made from.
 
+use accel_kvm::KvmAccelerator;
 use device::{Clock, WallClock};
 
 use crate::board::Board;
+use crate::error::MachineError;
 use crate::guest_file::GuestFile;
 use crate::run_state::Actions;
 
@@ -48,6 +50,8 @@ pub enum RtcBase {
 /// An executor of guest instructions that can be asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AcceleratorKind {
+    /// The host's processor.
+    Kvm,
     /// The software CPU.
     Tcg,
     /// No processor runs; registers are driven from outside.
@@ -55,10 +59,22 @@ pub enum AcceleratorKind {
 }
 
 impl AcceleratorKind {
+    /// Whether this host has it.
+    ///
+    /// # Errors
+    /// What it lacks, and what to do.
+    pub fn probe(self) -> Result<(), MachineError> {
+        match self {
+            Self::Kvm => Ok(KvmAccelerator::probe()?),
+            Self::Tcg | Self::Qtest => Ok(()),
+        }
+    }
+
     /// Its name in options.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Kvm => "kvm",
             Self::Tcg => "tcg",
             Self::Qtest => "qtest",
         }
@@ -110,7 +126,7 @@ impl MachineConfig {
     pub(crate) fn clocks(&self) -> (Clock, WallClock) {
         let clock = match self.accelerator {
             AcceleratorKind::Qtest => Clock::stepped(),
-            AcceleratorKind::Tcg => Clock::real(),
+            AcceleratorKind::Kvm | AcceleratorKind::Tcg => Clock::real(),
         };
         self.wall_clock_of(&clock)
     }

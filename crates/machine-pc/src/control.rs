@@ -12,7 +12,7 @@ use vcpu::VcpuState;
 use crate::assembly::{self, Assembled};
 use crate::boot;
 use crate::chipset::Chipset;
-use crate::config::MachineConfig;
+use crate::config::{AcceleratorKind, MachineConfig};
 use crate::cpu_thread::CpuShared;
 use crate::devices::{DeviceServices, Plugged};
 use crate::error::MachineError;
@@ -337,7 +337,7 @@ impl Control {
 
     /// Whether KVM executes.
     pub(crate) fn is_kvm(&self) -> bool {
-        false
+        self.config.accelerator == AcceleratorKind::Kvm
     }
 
     /// Does what devices have asked for. The processors have been held when they asked.

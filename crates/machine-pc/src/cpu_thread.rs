@@ -82,7 +82,8 @@ impl CpuShared {
                 work: VecDeque::new(),
             }),
             changed: Condvar::new(),
-            look: AtomicBool::new(false),
+            // Before the first instruction it looks whether it may run at all.
+            look: AtomicBool::new(true),
             interrupt: AtomicBool::new(false),
             halted: AtomicBool::new(false),
             thread_id: AtomicI32::new(0),
@@ -235,11 +236,12 @@ struct CpuThread {
     dead: bool,
 }
 
-/// Starts a vCPU's thread; it stands until [`CpuShared::resume`].
+/// Starts a vCPU's thread, which bears its accelerator's name; it stands until [`CpuShared::resume`].
 pub(crate) fn start(
     shared: &Arc<CpuShared>,
     around: CpuSurroundings,
     vcpu: Box<dyn Vcpu>,
+    accelerator: &str,
 ) -> io::Result<()> {
     *shared.kicker.lock() = Some(vcpu.kicker());
     let thread = CpuThread {
@@ -253,7 +255,7 @@ pub(crate) fn start(
         dead: false,
     };
     std::thread::Builder::new()
-        .name(format!("CPU {}/TCG", shared.index))
+        .name(format!("CPU {}/{}", shared.index, accelerator.to_uppercase()))
         .spawn(move || thread.live())?;
     Ok(())
 }

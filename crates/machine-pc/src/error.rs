@@ -16,6 +16,9 @@ pub enum MachineError {
     /// The accelerator refuses.
     #[error(transparent)]
     Vcpu(#[from] VcpuError),
+    /// This host has no KVM for us.
+    #[error("failed to initialize kvm: {0}")]
+    Kvm(#[from] accel_kvm::KvmError),
     /// No slot has this number.
     #[error("there is no PCI slot {0}; slots are 0 to 31")]
     NoSuchSlot(u8),

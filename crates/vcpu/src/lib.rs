@@ -27,10 +27,12 @@
 //! `state.rs`. What only some accelerators can do: a trait of its own that they implement.
 
 mod cpuid;
+mod dirty;
 mod exit;
 mod state;
 
 pub use cpuid::{CpuidEntry, CpuidTable, MAX_CPUID_ENTRIES};
+pub use dirty::{DirtyLog, DirtyRange};
 pub use exit::{Completion, Exit, MAX_PORT_BYTES, PortBytes};
 pub use state::{
     DescriptorTable, Event, MsrValue, Registers, Segment, SegmentRegister, SystemRegisters,

@@ -14,6 +14,8 @@ pub(crate) struct MachineOptions {
     pub(crate) config: MachineConfig,
     /// Do not start the guest.
     pub(crate) stopped: bool,
+    /// What people are told although it goes on.
+    pub(crate) warnings: Vec<String>,
 }
 
 /// What a person asked to be told instead.
@@ -59,7 +61,10 @@ pub(crate) fn read(given: &[Given]) -> Result<Wanted, QmpError> {
         }
         match *option {
             "machine" | "M" => machine(&mut config, &mut accelerators, text)?,
-            "accel" => accelerators.push(text.split(',').next().unwrap_or_default().to_owned()),
+            "accel" => {
+                let names = text.split(',').next().unwrap_or_default();
+                accelerators.extend(names.split(':').map(str::to_owned));
+            }
             "enable-kvm" => accelerators.push("kvm".to_owned()),
             "cpu" => config.cpu_model = cpu(text)?,
             "smp" => config.topology = smp(text)?,
@@ -83,7 +88,8 @@ pub(crate) fn read(given: &[Given]) -> Result<Wanted, QmpError> {
     if config.ram_bytes == 0 {
         config.ram_bytes = config.board.default_ram_bytes;
     }
-    config.accelerator = choose(&accelerators)?;
+    let (accelerator, warnings) = choose(&accelerators)?;
+    config.accelerator = accelerator;
     if config.payload.kernel.is_none() {
         let append = !config.payload.command_line.is_empty();
         let is_embedded = config.payload.firmware.is_none()
@@ -110,17 +116,19 @@ pub(crate) fn read(given: &[Given]) -> Result<Wanted, QmpError> {
     Ok(Wanted::Machine(Box::new(MachineOptions {
         config,
         stopped,
+        warnings,
     })))
 }
 
 fn help(option: &str) -> String {
     match option {
         "cpu" => {
-            "Available CPUs:\n  max                   Every feature that the accelerator has\n  \
+            "Available CPUs:\n  host                  The host's processor, under KVM\n  \
+                  max                   Every feature that the accelerator has\n  \
                   qemu64                Ratite's least 64-bit processor\n"
                 .to_owned()
         }
-        "accel" => "Accelerators supported in this program:\nqtest\ntcg\n".to_owned(),
+        "accel" => "Accelerators supported in this program:\nkvm\nqtest\ntcg\n".to_owned(),
         _ => {
             let mut text = "Supported machines are:\n".to_owned();
             for board in BOARDS {
@@ -191,18 +199,31 @@ fn machine(
     flat.end()
 }
 
-fn choose(asked: &[String]) -> Result<AcceleratorKind, QmpError> {
+/// The first of those asked for that this host has, and why not those before it.
+fn choose(asked: &[String]) -> Result<(AcceleratorKind, Vec<String>), QmpError> {
     let mut reasons = Vec::new();
     for name in asked {
-        match name.as_str() {
-            "tcg" => return Ok(AcceleratorKind::Tcg),
-            "qtest" => return Ok(AcceleratorKind::Qtest),
-            "kvm" => reasons.push("failed to initialize kvm: this build has no KVM".to_owned()),
-            other => reasons.push(format!("invalid accelerator {other}")),
+        let kind = match name.as_str() {
+            "kvm" => AcceleratorKind::Kvm,
+            "tcg" => AcceleratorKind::Tcg,
+            "qtest" => AcceleratorKind::Qtest,
+            other => {
+                reasons.push(format!("invalid accelerator {other}"));
+                continue;
+            }
+        };
+        match kind.probe() {
+            Ok(()) => {
+                if !reasons.is_empty() {
+                    reasons.push(format!("falling back to {name}"));
+                }
+                return Ok((kind, reasons));
+            }
+            Err(error) => reasons.push(error.to_string()),
         }
     }
     match reasons.is_empty() {
-        true => Ok(AcceleratorKind::Tcg),
+        true => Ok((AcceleratorKind::Tcg, reasons)),
         false => Err(QmpError::generic(reasons.join("\n"))),
     }
 }
@@ -418,6 +439,21 @@ fn action(actions: &mut Actions, text: &str) -> Result<(), QmpError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_first_accelerator_that_there_is() {
+        let choose = |names: &str| {
+            let names: Vec<String> = names.split(':').map(str::to_owned).collect();
+            choose(&names)
+        };
+        assert_eq!(choose("tcg").unwrap(), (AcceleratorKind::Tcg, Vec::new()));
+        let (kind, warnings) = choose("hvf:tcg").unwrap();
+        assert_eq!(kind, AcceleratorKind::Tcg);
+        assert_eq!(warnings, ["invalid accelerator hvf", "falling back to tcg"]);
+        assert_eq!(choose("hvf").unwrap_err().desc, "invalid accelerator hvf");
+        // Whatever this host has, one of them is chosen.
+        assert!(choose("kvm:tcg").is_ok());
+    }
 
     #[test]
     fn sizes_dates_and_topologies() {

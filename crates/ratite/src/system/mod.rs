@@ -50,7 +50,7 @@ pub(crate) fn main(program: &str, arguments: Vec<OsString>) -> ExitCode {
             }
         };
     }
-    match run(&given, daemonize) {
+    match run(program, &given, daemonize) {
         Ok(code) => code,
         Err(complaint) => {
             eprintln!("{program}: {complaint}");
@@ -59,7 +59,7 @@ pub(crate) fn main(program: &str, arguments: Vec<OsString>) -> ExitCode {
     }
 }
 
-fn run(given: &[Given], daemonize: bool) -> Result<ExitCode, String> {
+fn run(program: &str, given: &[Given], daemonize: bool) -> Result<ExitCode, String> {
     let machine = match machine_options::read(given).map_err(|error| error.desc)? {
         Wanted::Machine(machine) => *machine,
         Wanted::Help(text) => {
@@ -67,6 +67,9 @@ fn run(given: &[Given], daemonize: bool) -> Result<ExitCode, String> {
             return Ok(ExitCode::SUCCESS);
         }
     };
+    for warning in &machine.warnings {
+        eprintln!("{program}: {warning}");
+    }
     let runtime = control_runtime().map_err(|error| format!("cannot start: {error}"))?;
     let ended = runtime.block_on(async {
         let mut signals =
@@ -143,7 +146,9 @@ impl System {
             runtime: handle.clone(),
         };
         let events = Arc::clone(storage.event_bus()) as _;
-        let MachineOptions { config, stopped } = machine;
+        let MachineOptions {
+            config, stopped, ..
+        } = machine;
         let made = tokio::task::spawn_blocking(move || Machine::new(config, events, services));
         let made = made.await.map_err(|error| error.to_string())?;
         let machine = made.map_err(|error| error.to_string())?;

@@ -45,7 +45,7 @@ const OPTIONS: &[Spec] = &[
     text(
         "accel",
         "NAME[,PROP=VALUE...]",
-        "who executes: tcg, qtest; the first that works of several",
+        "who executes: kvm, tcg, qtest; the first that works of several",
     ),
     text(
         "cpu",
