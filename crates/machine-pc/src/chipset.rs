@@ -18,6 +18,7 @@ use dev_pc::pit::{Pit, PitPart};
 use dev_pc::port92::Port92;
 use dev_pc::reduced_power::{ReducedPart, ReducedPower};
 use dev_pc::rtc::Rtc;
+use dev_storage::{Ide, IdePart};
 use device::pci::{ConfigPart, PciAddress, PciBus, PciConfigPorts, PciFunction};
 use device::{
     Clock, Device, DmaSpace, InterruptController, IoHandler, IoMap, IoPart, IrqLine, MachineSink,
@@ -80,6 +81,7 @@ pub(crate) struct PciChips {
     pub(crate) pm: Arc<AcpiPm>,
     pub(crate) hotplug: Arc<PciHotplug>,
     pub(crate) i8042: Arc<I8042>,
+    pub(crate) ide: Arc<Ide>,
 }
 
 /// No processor here has the deadline mode: its CPUID does not say so.
@@ -320,9 +322,23 @@ impl Chipset {
         let host = I440fx::new(&bus, address(0, 0)?, around.low_memory.clone());
         let piix3 = Piix3::new(&bus, address(1, 0)?, router, machine());
         let pm = AcpiPm::new(&bus, address(1, 3)?, &around.clock, self.irq(9), machine());
-        let functions: [(&str, u8, u8, Arc<dyn PciFunction>); 3] = [
+        let irqs = [14, 15].map(|irq| self.irq(irq));
+        let ide = Ide::new(&bus, address(1, 1)?, &around.dma, irqs);
+        for (channel, command, control) in [(0, 0x1f0, 0x3f6), (1, 0x170, 0x376)] {
+            let ranges = [
+                (command, 8, IdePart::Command),
+                (control, 1, IdePart::Control),
+            ];
+            for (start, length, part) in ranges {
+                if let Some(handler) = ide.handler(channel, part) {
+                    self.place("ide", start, length, handler)?;
+                }
+            }
+        }
+        let functions: [(&str, u8, u8, Arc<dyn PciFunction>); 4] = [
             ("i440FX", 0, 0, host),
             ("PIIX3", 1, 0, piix3.clone()),
+            ("piix3-ide", 1, 1, ide.clone()),
             ("PIIX4_PM", 1, 3, pm.clone()),
         ];
         for (name, slot, function, chip) in functions {
@@ -354,6 +370,7 @@ impl Chipset {
             pm,
             hotplug,
             i8042,
+            ide,
         });
         Ok(())
     }

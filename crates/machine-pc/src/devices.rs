@@ -5,6 +5,7 @@
 
 mod balloon;
 mod disk;
+mod ide;
 mod isa;
 mod ports;
 mod properties;
@@ -17,9 +18,10 @@ use api::{IOThreadInfo, QmpError};
 use block_graph::Graph;
 use boot_pc::acpi::LegacyDevice;
 use chardev::ChardevRegistry;
+use dev_storage::{DriveOptions, IdePlace};
 use dev_virtio::{VirtioBalloon, VirtioConsole};
 use device::pci::PciAddress;
-use device::{Device, IoHandler};
+use device::{Device, IoHandler, ResetKind, SavedState};
 use host_io::ExecutorHandle;
 use objects::ObjectTree;
 use serde_json::{Map, Value};
@@ -58,6 +60,8 @@ pub enum BusKind {
     VirtioMmio,
     /// A controller of virtio serial ports.
     VirtioSerial,
+    /// A channel of the IDE controller.
+    Ide,
 }
 
 /// What the machine's commands reach of a device.
@@ -81,6 +85,8 @@ pub(crate) enum Place {
     Mmio(u64),
     /// A controller of serial ports.
     Port,
+    /// A channel and a unit.
+    Ide(u8, u8),
 }
 
 impl BusKind {
@@ -92,6 +98,7 @@ impl BusKind {
             Self::Pci => "PCI",
             Self::VirtioMmio => "virtio-bus",
             Self::VirtioSerial => "virtio-serial-bus",
+            Self::Ide => "IDE",
         }
     }
 }
@@ -127,6 +134,8 @@ pub const KINDS: &[&DeviceKind] = &[
     &ports::CONTROLLER_MMIO,
     &ports::CONSOLE,
     &ports::PORT,
+    &ide::DISK,
+    &ide::CD_ROM,
     &virtio::RNG_PCI,
     &virtio::RNG_MMIO,
 ];
@@ -159,6 +168,21 @@ impl Made {
             cable: None,
             detach: None,
         }
+    }
+}
+
+/// A device whose registers are its controller's; so is what it remembers.
+struct NoRegisters(&'static str);
+
+impl Device for NoRegisters {
+    fn reset(&self, _kind: ResetKind) {}
+
+    fn save(&self) -> Result<SavedState, device::Error> {
+        SavedState::of(self.0, 1, &())
+    }
+
+    fn restore(&self, state: &SavedState) -> Result<(), device::Error> {
+        state.read(self.0, 1)
     }
 }
 
@@ -382,6 +406,19 @@ impl Control {
             .iter()
             .filter_map(|device| device.made.cable.clone());
         cables.collect()
+    }
+
+    /// Puts a drive onto the IDE controller.
+    fn attach_ide(
+        &self,
+        place: IdePlace,
+        options: DriveOptions,
+    ) -> Result<Arc<dyn Device>, QmpError> {
+        let pci = self.chips.as_ref().and_then(|chips| chips.pci.as_ref());
+        let pci = pci.ok_or_else(|| QmpError::generic("this machine has no IDE bus"))?;
+        let attached = pci.ide.attach(place, options);
+        attached.map_err(|error| QmpError::generic(error.to_string()))?;
+        Ok(Arc::new(NoRegisters("ide-drive")))
     }
 
     /// Puts a handler of an ISA device at ports.

@@ -39,6 +39,7 @@ const CHIPS: &[&str] = &[
     "port92",
     "i440FX",
     "PIIX3",
+    "piix3-ide",
     "PIIX4_PM",
     "pci-config-ports",
     "acpi-pci-hotplug",

@@ -4,10 +4,9 @@ use std::sync::Arc;
 
 use api::{Event, EventSink, QmpError, VserportChangeEvent};
 use dev_virtio::{DEFAULT_MAX_PORTS, PortOptions, PortSink, VirtioConsole};
-use device::{Device, ResetKind, SavedState};
 
 use super::properties::{PropertySpec, property};
-use super::{BusKind, DeviceKind, Made, Part, Place, Properties, virtio};
+use super::{BusKind, DeviceKind, Made, NoRegisters, Part, Place, Properties, virtio};
 use crate::control::Control;
 
 const CONTROLLER_PROPERTIES: &[PropertySpec] = &[
@@ -73,21 +72,6 @@ impl PortSink for Openings {
             id: self.id.clone(),
             open: is_open,
         }));
-    }
-}
-
-/// A port has no registers; what it remembers is its controller's.
-struct PortDevice;
-
-impl Device for PortDevice {
-    fn reset(&self, _kind: ResetKind) {}
-
-    fn save(&self) -> Result<SavedState, device::Error> {
-        SavedState::of("virtserialport", 1, &())
-    }
-
-    fn restore(&self, state: &SavedState) -> Result<(), device::Error> {
-        state.read("virtserialport", 1)
     }
 }
 
@@ -161,6 +145,6 @@ fn make_port(
         detach: Some(Box::new(move || {
             console.remove_port(number);
         })),
-        ..Made::new(Arc::new(PortDevice))
+        ..Made::new(Arc::new(NoRegisters("virtserialport")))
     })
 }

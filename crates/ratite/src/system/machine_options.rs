@@ -97,17 +97,13 @@ pub(crate) fn read(given: &[Given]) -> Result<Wanted, QmpError> {
             && config.accelerator != AcceleratorKind::Qtest;
         let embedded = guest_payload::image().filter(|_| is_embedded);
         config.payload.kernel = embedded.map(GuestFile::Embedded);
-        if config.payload.kernel.is_some() {
-            return Ok(Wanted::Machine(Box::new(MachineOptions {
-                config,
-                stopped,
-            })));
-        }
         let needs = [
             ("initrd", config.payload.initrd.is_some()),
             ("append", append),
         ];
-        if let Some((option, _)) = needs.iter().find(|(_, given)| *given) {
+        if config.payload.kernel.is_none()
+            && let Some((option, _)) = needs.iter().find(|(_, given)| *given)
+        {
             return Err(QmpError::generic(format!(
                 "-{option} only allowed with -kernel option"
             )));
@@ -122,12 +118,10 @@ pub(crate) fn read(given: &[Given]) -> Result<Wanted, QmpError> {
 
 fn help(option: &str) -> String {
     match option {
-        "cpu" => {
-            "Available CPUs:\n  host                  The host's processor, under KVM\n  \
+        "cpu" => "Available CPUs:\n  host                  The host's processor, under KVM\n  \
                   max                   Every feature that the accelerator has\n  \
                   qemu64                Ratite's least 64-bit processor\n"
-                .to_owned()
-        }
+            .to_owned(),
         "accel" => "Accelerators supported in this program:\nkvm\nqtest\ntcg\n".to_owned(),
         _ => {
             let mut text = "Supported machines are:\n".to_owned();

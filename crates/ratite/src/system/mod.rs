@@ -177,8 +177,13 @@ impl System {
         self.add_serial_ports(given).await?;
         for drive in drives {
             let complain = |error: QmpError| format!("drive '{}': {}", drive.id, error.desc);
-            if drive.interface == DriveInterface::Virtio {
-                let driver = self.virtio_disk().await.map_err(complain)?;
+            let driver = match drive.interface {
+                DriveInterface::None => None,
+                DriveInterface::Virtio => Some(self.virtio_disk().await.map_err(complain)?),
+                DriveInterface::IdeDisk => Some("ide-hd"),
+                DriveInterface::IdeCdRom => Some("ide-cd"),
+            };
+            if let Some(driver) = driver {
                 let mut properties: BTreeMap<String, Value> =
                     drive.properties.clone().into_iter().collect();
                 properties.insert("drive".to_owned(), drive.id.clone().into());
@@ -420,6 +425,7 @@ async fn add_drives(storage: &StorageService, given: &[Given]) -> Result<Vec<Dri
         let text = match one.option {
             "drive" => one.text.clone(),
             "hda" => format!("file={}", one.text.replace(',', ",,")),
+            "cdrom" => format!("file={},media=cdrom", one.text.replace(',', ",,")),
             _ => continue,
         };
         let drive = drive::parse(&text, drives.len()).map_err(of_option(one))?;

@@ -86,6 +86,7 @@ const OPTIONS: &[Spec] = &[
         "add a block node, and a disk over it",
     ),
     text("hda", "FILE", "a disk from a file"),
+    text("cdrom", "FILE", "a CD-ROM from a file"),
     text(
         "device",
         "DRIVER[,id=ID][,PROP=VALUE...]",
