@@ -48,7 +48,7 @@ pub const BOARDS: &[Board] = &[
         max_cpus: MAX_CPUS,
         default_ram_bytes: DEFAULT_RAM,
         default_ram_id: "pc.ram",
-        default_cpu_type: Some("qemu64-x86_64-cpu"),
+        default_cpu_type: Some("max-x86_64-cpu"),
         chips: Chips::Pc,
     },
     Board {
@@ -59,7 +59,7 @@ pub const BOARDS: &[Board] = &[
         max_cpus: MAX_CPUS,
         default_ram_bytes: DEFAULT_RAM,
         default_ram_id: "microvm.ram",
-        default_cpu_type: Some("qemu64-x86_64-cpu"),
+        default_cpu_type: Some("max-x86_64-cpu"),
         chips: Chips::Microvm,
     },
     Board {

@@ -58,18 +58,12 @@ fn cache(mode: &str) -> Result<(bool, bool), QmpError> {
     }
 }
 
-/// Reads the option; `number` is that of the drive on the command line.
-///
-/// # Errors
-/// Words for people.
-pub(crate) fn parse(text: &str, number: usize) -> Result<Drive, QmpError> {
-    let mut flat = Flat::parse(text, "file")?;
+/// Which disk, and whether its medium is a CD-ROM's.
+fn interface(flat: &mut Flat) -> Result<(Interface, bool), QmpError> {
     let is_cdrom = match flat.take("media").as_deref() {
         None | Some("disk") => false,
         Some("cdrom") => true,
-        Some(other) => {
-            return Err(QmpError::generic(format!("'{other}' invalid media")));
-        }
+        Some(other) => return Err(QmpError::generic(format!("'{other}' invalid media"))),
     };
     let interface = match (flat.take("if").as_deref(), is_cdrom) {
         (Some("virtio"), _) => Interface::Virtio,
@@ -82,6 +76,16 @@ pub(crate) fn parse(text: &str, number: usize) -> Result<Drive, QmpError> {
             )));
         }
     };
+    Ok((interface, is_cdrom))
+}
+
+/// Reads the option; `number` is that of the drive on the command line.
+///
+/// # Errors
+/// Words for people.
+pub(crate) fn parse(text: &str, number: usize) -> Result<Drive, QmpError> {
+    let mut flat = Flat::parse(text, "file")?;
+    let (interface, is_cdrom) = interface(&mut flat)?;
     let file = flat
         .take("file")
         .ok_or_else(|| QmpError::generic("Device needs media, but drive is empty"))?;

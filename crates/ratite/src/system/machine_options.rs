@@ -90,30 +90,37 @@ pub(crate) fn read(given: &[Given]) -> Result<Wanted, QmpError> {
     }
     let (accelerator, warnings) = choose(&accelerators)?;
     config.accelerator = accelerator;
-    if config.payload.kernel.is_none() {
-        let append = !config.payload.command_line.is_empty();
-        let is_embedded = config.payload.firmware.is_none()
-            && config.payload.initrd.is_none()
-            && config.accelerator != AcceleratorKind::Qtest;
-        let embedded = guest_payload::image().filter(|_| is_embedded);
-        config.payload.kernel = embedded.map(GuestFile::Embedded);
-        let needs = [
-            ("initrd", config.payload.initrd.is_some()),
-            ("append", append),
-        ];
-        if config.payload.kernel.is_none()
-            && let Some((option, _)) = needs.iter().find(|(_, given)| *given)
-        {
-            return Err(QmpError::generic(format!(
-                "-{option} only allowed with -kernel option"
-            )));
-        }
-    }
+    choose_payload(&mut config)?;
     Ok(Wanted::Machine(Box::new(MachineOptions {
         config,
         stopped,
         warnings,
     })))
+}
+
+/// Without a kernel and firmware the guest is the embedded one.
+fn choose_payload(config: &mut MachineConfig) -> Result<(), QmpError> {
+    if config.payload.kernel.is_some() {
+        return Ok(());
+    }
+    let append = !config.payload.command_line.is_empty();
+    let is_embedded = config.payload.firmware.is_none()
+        && config.payload.initrd.is_none()
+        && config.accelerator != AcceleratorKind::Qtest;
+    let embedded = guest_payload::image().filter(|_| is_embedded);
+    config.payload.kernel = embedded.map(GuestFile::Embedded);
+    let needs = [
+        ("initrd", config.payload.initrd.is_some()),
+        ("append", append),
+    ];
+    if config.payload.kernel.is_none()
+        && let Some((option, _)) = needs.iter().find(|(_, given)| *given)
+    {
+        return Err(QmpError::generic(format!(
+            "-{option} only allowed with -kernel option"
+        )));
+    }
+    Ok(())
 }
 
 fn help(option: &str) -> String {
