@@ -5,6 +5,7 @@ mod codegen;
 mod schema_diff;
 mod soak;
 mod test;
+mod test_guests;
 mod tidy;
 
 use std::path::{Path, PathBuf};

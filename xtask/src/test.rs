@@ -1,7 +1,8 @@
 //! `cargo xtask test`: everything that must hold before a change lands.
 //!
-//! Installs what the tests need (with apt-get as root; else it says the command), then runs the
-//! checks from the quickest to the slowest. A tool that is missing is an error that names its package.
+//! Installs what the tests need (with apt-get as root; else it says the command), fetches the guests
+//! that tests boot, then runs the checks from the quickest to the slowest. A tool that is missing is an
+//! error that names its package.
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -41,6 +42,7 @@ const PYTHON_PACKAGES: &[&str] = &["qemu.qmp"];
 
 pub fn run() -> Result<ExitCode> {
     install_packages()?;
+    crate::test_guests::fetch()?;
     install_python_packages()?;
     let began = Instant::now();
     step("format", "cargo", &["fmt", "--all", "--check"])?;

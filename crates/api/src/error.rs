@@ -43,7 +43,7 @@ impl QmpError {
     pub fn device_not_active(device: &str) -> Self {
         Self {
             class: ErrorClass::DeviceNotActive,
-            desc: format!("Device '{device}' has not been activated"),
+            desc: format!("No {device} device has been activated"),
         }
     }
 

@@ -84,7 +84,9 @@ impl SoftVcpu {
                 return exit;
             }
             let shadow = self.cpu.shadow;
-            let exit = if self.cpu.sysflags & bit::TF != 0 {
+            // What waits is taken behind the one instruction in STI's shadow, before a CLI that follows it.
+            let waits = shadow && self.cpu.attention.pending() != 0;
+            let exit = if waits || self.cpu.sysflags & bit::TF != 0 {
                 self.single_step()
             } else {
                 self.run_blocks()

@@ -535,6 +535,23 @@ fn a_long_string_can_be_interrupted() {
 }
 
 #[test]
+fn a_window_of_one_instruction_is_enough() {
+    let (_memory, mut vcpu) = long(|a| {
+        a.sti()?;
+        a.nop()?;
+        a.cli()?;
+        a.hlt()
+    });
+    vcpu.request_interrupt_window(true);
+    assert_eq!(vcpu.run().unwrap(), Exit::InterruptWindow);
+    assert!(vcpu.can_take_interrupt());
+    assert_eq!(vcpu.state().unwrap().registers.rip, CODE + 2);
+    vcpu.request_interrupt_window(false);
+    assert_eq!(vcpu.run().unwrap(), Exit::Halt);
+    assert!(!vcpu.can_take_interrupt());
+}
+
+#[test]
 fn interrupts_windows_and_nmis() {
     let (memory, mut vcpu) = long(|a| {
         a.inc(rbx)?;

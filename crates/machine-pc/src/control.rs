@@ -63,6 +63,8 @@ pub struct Control {
     pub(crate) next_device_number: usize,
     /// What the object tree shows of all this.
     pub(crate) objects: MachineObjects,
+    /// The guest sleeps, whether it is stopped besides or not.
+    asleep: bool,
     /// The power is on: devices that come now come while a guest may be running.
     powered: bool,
 }
@@ -98,6 +100,7 @@ impl Control {
             placed: boot::Placed::default(),
             devices: Vec::new(),
             next_device_number: 0,
+            asleep: false,
             powered: false,
             objects: MachineObjects::default(),
         };
@@ -194,6 +197,7 @@ impl Control {
         let (Some(chips), Some(memory)) = (&self.chips, &self.memory) else {
             return Ok(());
         };
+        self.asleep = false;
         let with_firmware = self.config.payload.firmware.is_some();
         for device in &self.devices {
             device.made.device.reset(kind);
@@ -244,10 +248,21 @@ impl Control {
         if self.state.is_live() {
             return Ok(());
         }
+        if self.asleep {
+            self.sleep_on();
+            events::resume(&*self.events);
+            return Ok(());
+        }
         self.enter(RunState::Running);
         events::resume(&*self.events);
         self.go();
         Ok(())
+    }
+
+    /// The processors stand; timers, which can wake the guest, go on.
+    fn sleep_on(&mut self) {
+        self.enter(RunState::Suspended);
+        self.clock.start();
     }
 
     /// `system_reset` and resets that the guest asks for.
@@ -326,6 +341,7 @@ impl Control {
         let memory = self.memory.as_deref();
         let start = memory.and_then(|memory| boot::wake_state(self.placed, memory, reset));
         self.start_cpus_at(start);
+        self.asleep = false;
         self.enter(RunState::Running);
         events::wakeup(&*self.events);
         self.go();
@@ -411,9 +427,10 @@ impl Control {
 
     fn suspend(&mut self) {
         self.stand();
-        self.enter(RunState::Suspended);
-        // Timers that can wake the guest go on.
-        self.clock.start();
+        self.asleep = true;
+        if self.state.is_live() {
+            self.sleep_on();
+        }
         events::suspend(&*self.events);
     }
 

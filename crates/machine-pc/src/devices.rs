@@ -373,7 +373,7 @@ impl Control {
         device.asked_back = true;
         match place {
             Place::Pci(address) => self.ask_back(address),
-            _ => self.take_asked_back(),
+            _ => self.take_asked_back_ports(),
         }
         Ok(())
     }

@@ -139,6 +139,11 @@ impl Control {
         self.take_out(|device| device.asked_back);
     }
 
+    /// Takes out ports that were asked back: their controller tells the guest, and does not wait for it.
+    pub(crate) fn take_asked_back_ports(&mut self) {
+        self.take_out(|device| device.asked_back && device.made.place == Place::Port);
+    }
+
     fn take_out(&mut self, chosen: impl Fn(&Plugged) -> bool) {
         let devices = std::mem::take(&mut self.devices);
         let (gone, stay): (Vec<Plugged>, Vec<Plugged>) = devices.into_iter().partition(chosen);

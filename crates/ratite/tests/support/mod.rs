@@ -11,6 +11,8 @@
     reason = "part of several tests, each of which uses some of it and may end by panicking"
 )]
 
+pub mod linux;
+pub mod machine;
 pub mod qmp;
 pub mod tools;
 
