@@ -201,7 +201,6 @@ fn execute(state: &mut DriveState, drive: &Drive) -> Outcome {
 
 fn run(state: &mut DriveState, drive: &Drive, packet: &[u8]) -> Result<Outcome, Sense> {
     let byte = |at: usize| packet.get(at).copied().unwrap_or(0);
-    let room = usize::from(be16(packet, 7));
     Ok(match byte(0) {
         0x00 => {
             state.check_medium(drive)?;
@@ -241,6 +240,17 @@ fn run(state: &mut DriveState, drive: &Drive, packet: &[u8]) -> Result<Outcome, 
             }
             state.packet_done()
         }
+        0x43 | 0x46 | 0x4a | 0x51 | 0x5a | 0xbd => describe(state, drive, packet)?,
+        0xbb => state.packet_done(),
+        _ => return Err(BAD_COMMAND),
+    })
+}
+
+/// What tells of the medium and of the drive, in as many bytes as the packet has room for.
+fn describe(state: &mut DriveState, drive: &Drive, packet: &[u8]) -> Result<Outcome, Sense> {
+    let byte = |at: usize| packet.get(at).copied().unwrap_or(0);
+    let room = usize::from(be16(packet, 7));
+    Ok(match byte(0) {
         0x43 => {
             state.check_medium(drive)?;
             // Format in the place of now, else in that of SFF-8020i.
@@ -274,7 +284,6 @@ fn run(state: &mut DriveState, drive: &Drive, packet: &[u8]) -> Result<Outcome, 
             let pages = replies::mode_pages(state, page).filter(|_| values != 3);
             state.reply(pages.ok_or(BAD_FIELD)?, room)
         }
-        0xbb => state.packet_done(),
         0xbd => {
             let reply = replies::mechanism(state.packet.is_open);
             state.reply(reply, usize::from(be16(packet, 8)))

@@ -104,12 +104,10 @@ pub(crate) fn read(given: &[Given]) -> Result<Wanted, QmpError> {
 
 fn help(option: &str) -> String {
     match option {
-        "cpu" => {
-            "Available CPUs:\n  host                  The host's processor, under KVM\n  \
+        "cpu" => "Available CPUs:\n  host                  The host's processor, under KVM\n  \
                   max                   Every feature that the accelerator has\n  \
                   qemu64                Ratite's least 64-bit processor\n"
-                .to_owned()
-        }
+            .to_owned(),
         "accel" => "Accelerators supported in this program:\nkvm\nqtest\ntcg\n".to_owned(),
         _ => {
             let mut text = "Supported machines are:\n".to_owned();
