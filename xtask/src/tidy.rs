@@ -245,7 +245,10 @@ fn check_unsafe(shown: &str, code: &str, complaints: &mut Vec<String>) {
     for (index, line) in code.lines().enumerate() {
         let statement = line.split("//").next().unwrap_or_default();
         if statement.contains("unsafe {") || statement.contains("unsafe impl") {
-            complaints.push(format!("{shown}:{}: unsafe outside layer 0 and the shims", index + 1));
+            complaints.push(format!(
+                "{shown}:{}: unsafe outside layer 0 and the shims",
+                index + 1
+            ));
         }
     }
 }

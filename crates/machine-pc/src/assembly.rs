@@ -166,9 +166,11 @@ fn start_cpus(
             pic: Some(Arc::clone(&chips.pic)),
             machine: Arc::clone(requests) as Arc<dyn MachineSink>,
         };
-        cpu_thread::start(cpu, around, vcpu, accelerator.name()).map_err(|source| MachineError::Thread {
-            what: "a vCPU",
-            source,
+        cpu_thread::start(cpu, around, vcpu, accelerator.name()).map_err(|source| {
+            MachineError::Thread {
+                what: "a vCPU",
+                source,
+            }
         })?;
     }
     Ok(())

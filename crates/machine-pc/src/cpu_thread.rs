@@ -254,7 +254,11 @@ pub(crate) fn start(
         dead: false,
     };
     std::thread::Builder::new()
-        .name(format!("CPU {}/{}", shared.index, accelerator.to_uppercase()))
+        .name(format!(
+            "CPU {}/{}",
+            shared.index,
+            accelerator.to_uppercase()
+        ))
         .spawn(move || thread.live())?;
     Ok(())
 }
