@@ -13,7 +13,9 @@ const TARGETS: &[(&str, u32)] = &[
     ("qmp_bytes", 4096),
     ("qcow2_image", 65_536),
     ("nbd_client_bytes", 4096),
+    ("kernel_image", 8192),
     ("option_text", 1024),
+    ("virtio_driver", 4096),
 ];
 
 /// How long one input may take before it counts as a hang.

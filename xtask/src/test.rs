@@ -17,7 +17,6 @@ const PEERS: &[(&str, &str)] = &[
     ("qemu-nbd", "qemu-utils"),
     // Since QEMU 8 in qemu-utils.
     ("qemu-storage-daemon", "qemu-system-common"),
-    ("qemu-system-x86_64", "qemu-system-x86"),
     ("iasl", "acpica-tools"),
     ("dmidecode", "dmidecode"),
     ("nbdinfo", "libnbd-bin"),

@@ -17,6 +17,8 @@ mod dsdt;
 mod fixed;
 mod linking;
 
+pub use dsdt::REDUCED_S5;
+
 use std::ops::Range;
 
 use guest_memory::GuestPhysAddr;
@@ -173,6 +175,14 @@ impl AcpiDescription {
             gsi: irq.into(),
             level: true,
         };
+        let power = Power::Piix4 {
+            pm_base: 0x600,
+            gpe_base: 0xafe0,
+            smi_port: 0xb2,
+            sci: 9,
+            s3: true,
+            s4: true,
+        };
         let timer = InterruptOverride {
             irq: 0,
             gsi: 2,
@@ -184,14 +194,6 @@ impl AcpiDescription {
                 .chain([5, 9, 10, 11].map(level))
                 .collect(),
             has_pics: true,
-            power: Power::Piix4 {
-                pm_base: 0x600,
-                gpe_base: 0xafe0,
-                smi_port: 0xb2,
-                sci: 9,
-                s3: true,
-                s4: true,
-            },
             reset: Some((Register::Port(0xcf9), 6)),
             hpet: Some(0xfed0_0000),
             pci: Some(PciRoot {
@@ -211,12 +213,12 @@ impl AcpiDescription {
                 },
                 LegacyDevice::FwCfg { base: 0x510 },
             ],
-            ..Self::bare(apic_ids)
+            ..Self::bare(apic_ids, power)
         }
     }
 
     /// The board `microvm` with these CPUs: hardware-reduced, no PCI, no old interrupt
-    /// controllers, and no devices until they are added.
+    /// controllers, and no devices until they are added. Off is sleep type [`REDUCED_S5`].
     #[must_use]
     pub fn microvm(
         apic_ids: Vec<u32>,
@@ -224,17 +226,17 @@ impl AcpiDescription {
         sleep_status: Register,
         reset: Option<(Register, u8)>,
     ) -> Self {
+        let power = Power::Reduced {
+            sleep_control,
+            sleep_status,
+        };
         Self {
-            power: Power::Reduced {
-                sleep_control,
-                sleep_status,
-            },
             reset,
-            ..Self::bare(apic_ids)
+            ..Self::bare(apic_ids, power)
         }
     }
 
-    fn bare(apic_ids: Vec<u32>) -> Self {
+    fn bare(apic_ids: Vec<u32>, power: Power) -> Self {
         Self {
             apic_ids,
             local_apic: 0xfee0_0000,
@@ -245,10 +247,7 @@ impl AcpiDescription {
             }],
             overrides: Vec::new(),
             has_pics: false,
-            power: Power::Reduced {
-                sleep_control: Register::Port(0),
-                sleep_status: Register::Port(0),
-            },
+            power,
             reset: None,
             hpet: None,
             pci: None,

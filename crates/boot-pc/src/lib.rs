@@ -19,6 +19,23 @@
 //! # Ok(()) }
 //! ```
 //!
+//! ACPI ([`acpi`]) and SMBIOS ([`smbios`]) tables reserve their places in the layout, so they come
+//! first; the root pointer goes into [`BootOptions::rsdp`].
+//!
+//! # What else firmware would have done
+//!
+//! Kernels that are started here count on more than memory. A board without firmware also
+//!
+//! * has memory from 0xe_0000 to 1 MiB, for the root pointer and the SMBIOS anchor;
+//! * programs the PIIX4's PMBASE (configuration 0x40 of 00:01.3) with what the tables say, and lets
+//!   it be decoded (0x80, bit 0);
+//! * lets the boot CPU's local APIC pass the 8259s' interrupts (LINT0 as ExtINT), as the MADT's
+//!   "PC/AT compatible" promises;
+//! * wakes from S3 by starting the boot CPU in real mode at the waking vector, offset 12 of
+//!   [`acpi::PlacedAcpi::facs`]: CS is the vector / 16, IP its low four bits.
+//!
+//! PCI memory and interrupts need not be assigned: Linux and the embedded guest do it themselves.
+//!
 //! # Invariants
 //!
 //! * Kernels, initial RAM disks and command lines are a user's files, and may be hostile: what is

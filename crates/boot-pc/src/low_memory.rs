@@ -6,7 +6,7 @@
 //! | 0x1000 | the descriptor table of the [start state](crate::Start) |
 //! | 0x2000 | PVH start info or multiboot information, with their lists |
 //! | 0x7000 | Linux boot parameters |
-//! | 0x8000 | free, for guests that want a fixed place |
+//! | 0x8000 | free, for guests that want a fixed place (the embedded guest does) |
 //! | 0x1_0000 | page tables of the 64-bit entry: six pages |
 //! | 0x2_0000 | the command line |
 //! | 0x9_fc00 | end of usable memory; where an EBDA would be |

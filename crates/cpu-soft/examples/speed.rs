@@ -1,6 +1,9 @@
 //! Prints how many guest instructions a second the software CPU runs, for a few loops.
 //!
-//! `cargo run --release -p cpu-soft --example speed`
+//! `cargo run --release -p cpu-soft --example speed [MILLIONS [WHICH]]`: of how many millions of
+//! instructions (200), and of one loop only, by its number. With a few millions a tool that
+//! counts the host's instructions (`valgrind --tool=callgrind`) tells more than a busy machine's
+//! clock.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -89,12 +92,18 @@ fn start(state: &mut VcpuState, turns: u64) {
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let mut arguments = std::env::args().skip(1);
+    let millions: u64 = arguments.next().map_or(Ok(200), |text| text.parse())?;
+    let which: Option<usize> = arguments.next().map(|text| text.parse()).transpose()?;
     let memory = Arc::new(GuestMemory::new(4 << 20)?);
     memory.add_ram(GuestPhysAddr(0), 4 << 20)?;
     memory.write(GuestPhysAddr(0x1000), &0x2007_u64.to_le_bytes())?;
     memory.write(GuestPhysAddr(0x2000), &0x87_u64.to_le_bytes())?;
     let accelerator = SoftAccelerator::new(Arc::clone(&memory));
-    for entry in LOOPS {
+    for (number, entry) in LOOPS.iter().enumerate() {
+        if which.is_some_and(|which| which != number) {
+            continue;
+        }
         let mut code = entry.body.to_vec();
         code.extend([0x48, 0xff, 0xc9]);
         let back = -i32::try_from(code.len() + 6)?;
@@ -102,7 +111,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         code.extend(back.to_le_bytes());
         code.push(0xf4);
         memory.write(GuestPhysAddr(CODE), &code)?;
-        let turns = 200_000_000 / entry.instructions;
+        let turns = millions * 1_000_000 / entry.instructions;
         let mut vcpu = accelerator.create_vcpu(0, table(Model::Max, 0, 1))?;
         let mut state = vcpu.state()?;
         start(&mut state, turns);

@@ -1,13 +1,13 @@
 //! Decoded code: blocks of instructions, found by where they are in memory.
 //!
-//! A block is a run of instructions up to the first that may go elsewhere, the end of its page,
-//! or [`MAX_BLOCK`] of them. It is found by linear address through the jump cache, and if that
+//! A block is a run of instructions up to the first that goes elsewhere (but over [`MAX_FORKS`]
+//! conditional branches), the end of its page, or [`MAX_BLOCK`] of them. It is found by linear address through the jump cache, and if that
 //! misses by its place in the arena. Nothing in it depends on the linear address, so that code
 //! mapped twice is decoded once.
 //!
 //! A block is good as long as its pages' generations are those it was decoded at. That is
 //! checked when the jump cache misses; every [`Attention::CODE_CHANGED`] and every change of
-//! translations makes it miss, by moving `Tlb::code_epoch` on.
+//! translations makes it miss, by moving `Tlb::code_tag` on.
 //!
 //! [`Attention::CODE_CHANGED`]: guest_memory::Attention::CODE_CHANGED
 
@@ -19,12 +19,15 @@ use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
 
 use crate::cpu::{CS, CodeMode, Cpu, vector};
 use crate::domain::{Domain, Flow, Handler, Op, Stop};
-use crate::lower;
+use crate::lower::{self, Behind};
 use crate::paging::Place;
 use crate::tlb::{Access, Kind};
 
 /// The most instructions of a block.
 const MAX_BLOCK: usize = 32;
+/// The most conditional branches that a block goes on behind: what follows is decoded even if
+/// it never runs.
+const MAX_FORKS: usize = 2;
 /// The most blocks and instructions that are kept: 8 MiB of instructions. When they are used
 /// up, all are dropped and decoding begins anew.
 const MAX_BLOCKS: usize = 48 * 1024;
@@ -142,7 +145,7 @@ impl Blocks {
     /// What must be the same for a linear address to mean the same code.
     #[inline(always)]
     pub(crate) fn tag(cpu: &Cpu) -> u64 {
-        (u64::from(cpu.tlb.code_epoch) << 8) | cpu.code_kind
+        cpu.tlb.code_tag
     }
 
     /// The block at the CPU's RIP, decoded if need be. `Err`: fetching faulted.
@@ -209,12 +212,7 @@ impl Blocks {
 
 #[inline(always)]
 fn linear_ip(cpu: &Cpu) -> u64 {
-    let linear = cpu.rip.wrapping_add(cpu.base_of(CS));
-    if cpu.mode == CodeMode::Bits64 {
-        linear
-    } else {
-        linear & 0xffff_ffff
-    }
+    cpu.rip.wrapping_add(cpu.base_of(CS)) & cpu.linear_mask
 }
 
 fn holds(cpu: &Cpu, origins: &[Option<Origin>; 2]) -> bool {
@@ -352,6 +350,7 @@ fn decode_window(
     let mut decoder = Decoder::with_ip(bitness, window, cpu.rip, DecoderOptions::NONE);
     let mut steps = Vec::with_capacity(limit.min(8));
     let mut used = 0;
+    let mut forks = 0;
     while steps.len() < limit && decoder.can_decode() {
         decoder.decode_out(scratch);
         if decoder.last_error() == DecoderError::NoMoreBytes {
@@ -376,7 +375,8 @@ fn decode_window(
             run: lowered.run,
             op,
         });
-        if lowered.ends {
+        forks += usize::from(lowered.behind == Behind::Fork);
+        if lowered.behind == Behind::End || forks > MAX_FORKS {
             return (steps, used, false);
         }
     }

@@ -155,8 +155,10 @@ pub(crate) struct Cpu {
     pub flat_stack: bool,
     pub mode: CodeMode,
     pub cpl: u8,
-    /// Mode and privilege in one, for `Blocks::tag`.
-    pub code_kind: u64,
+    /// The last byte that code may be at, and the bits of linear addresses that count: all in
+    /// 64-bit mode.
+    pub code_limit: u64,
+    pub linear_mask: u64,
     /// Writes to decoded code may go through: the instruction runs alone in its block.
     pub alone: bool,
     /// No other vCPU runs.
@@ -206,7 +208,8 @@ impl Cpu {
             flat_stack: false,
             mode: CodeMode::Bits16,
             cpl: 0,
-            code_kind: 0,
+            code_limit: 0,
+            linear_mask: 0,
             alone: false,
             exclusive: false,
             tlb: Box::default(),
@@ -377,8 +380,14 @@ impl Cpu {
         } else {
             self.segment(SS).dpl
         };
-        self.code_kind = (self.mode as u64) << 1 | u64::from(self.cpl == 3);
+        let kind = (self.mode as u64) << 1 | u64::from(self.cpl == 3);
+        self.tlb.code_tag = (self.tlb.code_tag & !0xff) | kind;
         let is64 = self.is64();
+        (self.code_limit, self.linear_mask) = if is64 {
+            (u64::MAX, u64::MAX)
+        } else {
+            (u64::from(code.limit), 0xffff_ffff)
+        };
         for (number, (base, segment)) in self
             .seg_base
             .iter_mut()

@@ -213,7 +213,7 @@ pub(crate) trait Domain: Sized {
     fn jump<W: Width>(&mut self, target: Self::Val) -> Flow;
     /// Checks a target before anything changes.
     fn check_target<W: Width>(&mut self, target: Self::Val) -> Flow;
-    /// Ends the block, to the target or to the next instruction. Always `Err`.
+    /// Leaves the block for the target; or goes on, `Ok`, to the next instruction.
     fn branch_if<W: Width>(&mut self, c: Self::Bit, op: &Op) -> Flow;
     /// Calls a definition that is written for the CPU itself.
     fn call<H: Helper>(&mut self, op: &Op) -> Flow;

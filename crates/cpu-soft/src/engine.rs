@@ -8,7 +8,7 @@ use vcpu::{
 };
 
 use crate::blocks::{Block, Blocks};
-use crate::cpu::{CS, Cpu, Fault, ReplayKind, vector};
+use crate::cpu::{Cpu, Fault, ReplayKind, vector};
 use crate::domain::{BLOCK_IP, Op, Stop};
 use crate::flags::bit;
 
@@ -106,7 +106,7 @@ impl SoftVcpu {
         let wanted = Attention::CODE_CHANGED | Attention::MAP_CHANGED | Attention::KICK;
         let flags = cpu.attention.take(wanted);
         if flags & Attention::CODE_CHANGED != 0 {
-            cpu.tlb.code_epoch = cpu.tlb.code_epoch.wrapping_add(1);
+            cpu.tlb.forget_code();
         }
         if flags & Attention::MAP_CHANGED != 0 {
             cpu.tlb.flush();
@@ -176,7 +176,7 @@ impl SoftVcpu {
     fn run_blocks(&mut self) -> Option<Exit> {
         loop {
             let cpu = &mut self.cpu;
-            if !cpu.is64() && cpu.rip > u64::from(cpu.segment(CS).limit) {
+            if cpu.rip > cpu.code_limit {
                 let stop = cpu.gp(0);
                 return self.stopped_at(stop, None);
             }
@@ -187,12 +187,16 @@ impl SoftVcpu {
             let start = cpu.rip;
             let tag = Blocks::tag(cpu);
             cpu.put(BLOCK_IP, start);
+            let steps = self.blocks.steps(run);
             // A block that ends where it began needs no looking up.
             loop {
-                let ended = self.blocks.steps(run).iter().find_map(|step| {
-                    let stop = (step.run)(cpu, &step.op).err()?;
-                    Some((stop, step))
-                });
+                let mut ended = None;
+                for step in steps {
+                    if let Err(stop) = (step.run)(cpu, &step.op) {
+                        ended = Some((stop, step));
+                        break;
+                    }
+                }
                 match ended {
                     Some((Stop::Branch, _)) => {}
                     Some((stop, step)) => {
@@ -201,14 +205,12 @@ impl SoftVcpu {
                     }
                     None => cpu.rip = cpu.cut_ip(start.wrapping_add(u64::from(run.bytes))),
                 }
-                let again = cpu.rip == start && Blocks::tag(cpu) == tag;
-                let trap = cpu.sysflags & bit::TF != 0;
-                if !again || cpu.attention.pending() != 0 || cpu.shadow || trap {
+                if cpu.attention.pending() != 0 || cpu.shadow || cpu.sysflags & bit::TF != 0 {
+                    return None;
+                }
+                if cpu.rip != start || Blocks::tag(cpu) != tag {
                     break;
                 }
-            }
-            if cpu.attention.pending() != 0 || cpu.shadow || cpu.sysflags & bit::TF != 0 {
-                return None;
             }
         }
     }

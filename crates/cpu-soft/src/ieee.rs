@@ -588,3 +588,123 @@ impl Context {
         Some(value & (u64::MAX >> (64 - bits)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn context(rounding: u8) -> Context {
+        Context {
+            rounding,
+            ..Context::default()
+        }
+    }
+
+    #[test]
+    fn each_rounding_goes_where_it_says() {
+        // 1 + 2^-24, halfway between two singles; and its negative.
+        let tie = |sign| Number::new(sign, -24, (1 << 24) + 1);
+        for (rounding, above, below) in [
+            (0, 0x3f80_0000, 0xbf80_0000_u128),
+            (1, 0x3f80_0000, 0xbf80_0001),
+            (2, 0x3f80_0001, 0xbf80_0000),
+            (3, 0x3f80_0000, 0xbf80_0000),
+        ] {
+            let mut context = context(rounding);
+            assert_eq!(context.round(SINGLE, tie(false)), above);
+            assert_eq!(context.flags, PE);
+            assert_eq!(context.round(SINGLE, tie(true)), below);
+            assert_eq!(context.up, below & 1 != 0);
+        }
+    }
+
+    #[test]
+    fn tiny_is_found_after_rounding() {
+        // Just below the smallest normal single: with 24 bits it rounds up to that one, and is
+        // not tiny; what 24 bits hold is, though as a denormal it rounds up just so.
+        let mut nearest = context(0);
+        let n = Number::new(false, -126 - 26, (1 << 26) - 1);
+        assert_eq!(nearest.round(SINGLE, n), 0x0080_0000);
+        assert_eq!(nearest.flags, PE);
+        let mut nearest = context(0);
+        let n = Number::new(false, -126 - 24, (1 << 24) - 1);
+        assert_eq!(nearest.round(SINGLE, n), 0x0080_0000);
+        assert_eq!(nearest.flags, UE | PE);
+        // An exact denormal signals nothing, and is flushed with both flags.
+        let n = Number::new(false, -149, 3);
+        let mut exact = context(0);
+        assert_eq!((exact.round(SINGLE, n), exact.flags), (3, 0));
+        let mut flush = Context {
+            flush: true,
+            ..context(0)
+        };
+        assert_eq!((flush.round(SINGLE, n), flush.flags), (0, UE | PE));
+    }
+
+    #[test]
+    fn overflow_is_infinite_or_the_largest() {
+        let huge = |sign| Number::new(sign, 1024, 1);
+        for (rounding, above, below) in [
+            (0, 0x7ff0, 0xfff0),
+            (1, 0x7fef, 0xfff0),
+            (2, 0x7ff0, 0xffef),
+            (3, 0x7fef, 0xffef_u128),
+        ] {
+            let mut context = context(rounding);
+            assert_eq!(context.round(DOUBLE, huge(false)) >> 48, above);
+            assert_eq!(context.round(DOUBLE, huge(true)) >> 48, below);
+            assert_eq!(context.flags, OE | PE);
+        }
+    }
+
+    #[test]
+    fn precision_control_has_the_exponents_of_the_format() {
+        let mut context = Context {
+            precision: Some(24),
+            ..context(0)
+        };
+        // 2^10000 + 2^9970: the second part is out of reach of 24 bits.
+        let n = Number::new(false, 9970, (1 << 30) + 1);
+        let bits = context.round(EXTENDED, n);
+        assert_eq!(bits, ((16383 + 10000) << 64) | 1 << 63);
+        assert_eq!(context.flags, PE);
+    }
+
+    #[test]
+    fn a_long_divisor_gives_what_a_short_one_does() {
+        // a / b with b of 64 bits, and the same with both multiplied by an odd constant.
+        let factor = Number::new(false, 0, 0xffff_ffff_ffff_fff1);
+        for (a, b) in [
+            (1_u128, 3_u128),
+            (10, 7),
+            (0xdead_beef, 0x1_0001),
+            (5, 5),
+            (7, 8),
+        ] {
+            let (a, b) = (Number::new(false, 0, a), Number::new(true, 3, b));
+            let short = a.over(b);
+            let long = a.times(factor).over(b.times(factor));
+            assert_eq!(short, long);
+        }
+    }
+
+    #[test]
+    fn integers_of_any_rounding() {
+        let half = |n: i128| Number::integer(n).scaled(-1);
+        for (n, expected) in [
+            (5, [2, 2, 3, 2]),
+            (7, [4, 3, 4, 3]),
+            (-5, [-2, -3, -2, -2]),
+            (1, [0, 0, 1, 0]),
+            (-1, [0, -1, 0, 0_i64]),
+        ] {
+            for (rounding, expected) in (0..).zip(expected) {
+                let value = context(rounding).integer_of(half(n), 64);
+                assert_eq!(value, Some(expected as u64), "{n} / 2, rounding {rounding}");
+            }
+        }
+        let edge = Number::new(true, 31, 1);
+        assert_eq!(context(0).integer_of(edge, 32), Some(0x8000_0000));
+        assert_eq!(context(0).integer_of(edge.negated(true), 32), None);
+    }
+}

@@ -210,10 +210,9 @@ impl Domain for Cpu {
             let target = self.target(op);
             self.check_target::<W>(target)?;
             self.rip = target & W::MASK;
-        } else {
-            self.rip = self.next_ip_of(op);
+            return Err(Stop::Branch);
         }
-        Err(Stop::Branch)
+        Ok(())
     }
     #[inline(always)]
     fn call<H: Helper>(&mut self, op: &Op) -> Flow {

@@ -6,23 +6,26 @@
 //! engine.rs   run: events and requests -> a block -> its instructions -> exit?
 //! blocks.rs   RIP -> jump cache -> place in memory -> decoded block (iced-x86 decodes)
 //! lower.rs    a decoded instruction -> handler + operands (`Op`)
-//! isa/ sse/ fpu.rs system/   what instructions mean
+//! isa/ sse/ x87/ fpu.rs system/   what instructions mean
+//! ieee.rs     arithmetic of floats: rounding and exceptions
 //! interpret.rs  the domain whose values are integers
 //! memory.rs tlb.rs paging.rs   linear address -> TLB -> page tables -> memory or bus
 //! cpu.rs state.rs   the state, and its way out and in
 //! ```
 //!
 //! A block is looked up once, then its handlers are called one after the other: `fn(&mut Cpu,
-//! &Op)`, monomorphised by width and kind of operands. Between blocks there is one load of the
-//! attention flags; on the way nothing allocates and nothing locks.
+//! &Op)`, monomorphised by width and kind of operands. The next block is found by one look into
+//! the jump cache, and one that follows itself by none; between blocks there is one load of the
+//! attention flags. On the way nothing allocates and nothing locks.
 //!
 //! # One definition of each instruction
 //!
 //! Instructions are generic functions over a `domain::Domain`: `fn add<D: Domain>(d: &mut D,
 //! ...)`. They never look at a guest value with Rust's `if`; they say `select` and `branch_if`.
 //! `lower::lower` is generic as well and picks the same function for any domain. What is too
-//! intricate (far transfers, control registers, strings, division, SSE lanes) is a
-//! `domain::Helper` or a pure function, which every domain *calls*.
+//! intricate (far transfers, control registers, strings, division, vectors, floats) is a
+//! `domain::Helper` or a pure function, which every domain *calls*. An operation on vectors is
+//! one function of 128 bits (`sse::Packed`), from which its MMX, SSE and AVX forms are made.
 //!
 //! A translator to host code is a second domain: `Val` is a virtual register of the code being
 //! made, `add` emits an addition, `load` emits the TLB check with a side exit to `load_slow`,
@@ -58,32 +61,44 @@
 //!   limits; far jumps, calls and returns, call gates; interrupts and exceptions through all
 //!   gates but task gates, with TSS stacks and IST; IRET; SYSCALL, SYSENTER and back; paging of
 //!   two to five levels with NX, WP, SMEP, SMAP, PCID; CR, DR, MSR, FSGSBASE, RDTSC(P), CPUID.
-//! * x87 loads, stores, arithmetic, square root, comparison (`x87.rs`).
-//! * SSE to SSE4.2 and PCLMULQDQ on XMM registers; FXSAVE, XSAVE, XSAVEOPT and back.
+//! * The x87: all its instructions, precision control, exceptions masked and not (`x87/`).
+//! * MMX; SSE to SSE4.2, PCLMULQDQ, AES, SHA; AVX, AVX2, FMA, F16C (`sse/`); MXCSR's rounding,
+//!   denormals, flags and traps. FXSAVE, XSAVE, XSAVEOPT, XSAVEC and back.
 //!
 //! # What is not built
 //!
 //! Raises #UD and is not in CPUID of [`table`], unless it says otherwise:
 //!
-//! * Of x87 (in CPUID): transcendental functions, FPREM, FSCALE, FXTRACT, packed decimals, the
-//!   environment's stores and loads; precision control and traps (`x87.rs`).
-//! * MMX (in CPUID; EMMS alone is built), AVX, AVX2, FMA, F16C, AES-NI, SHA, AVX-512, 3DNow!,
-//!   XOP; XSAVEC and XSAVES; RCPPS and RSQRTPS with their scalar forms, DPPS and DPPD.
+//! * AVX-512, VAES and VPCLMULQDQ by name (their YMM forms run), GFNI, AVX-VNNI, 3DNow!, XOP;
+//!   XSAVES and XRSTORS.
 //! * VMX, SVM, SMM, protection keys, CET, MPX, TSX.
 //! * Hardware task switches: refused with #GP and the selector. VME's redirection.
 //! * Breakpoints of the debug registers (kept, not matched); performance counters; #AC.
-//! * SSE arithmetic never sets MXCSR's sticky flags, always rounds to nearest (conversions and
-//!   ROUNDxx obey MXCSR), does not flush denormals and does not trap (`sse/float.rs`).
+//! * FERR# and IRQ 13: without CR0.NE an x87 exception that waits does nothing. FOP and the
+//!   selectors of the x87's last instruction read as zero.
 //! * The A20 gate: address line 20 is always on.
 //! * The time-stamp counter counts nanoseconds of the host, and does not stop with the guest.
 //! * Code is fetched from memory only: on the bus it is #UD. Page tables that are on the bus
 //!   read as ones.
 //!
+//! Where processors differ from each other: the transcendental functions of the x87 are within
+//! one unit in the last place of the exact result (angles are reduced by a pi of 66 bits);
+//! RCPPS and RSQRTPS are right to 14 bits.
+//!
+//! # How it is compared
+//!
+//! `tests/differential.rs` runs each form with random operands and flags natively and here:
+//! integers, strings and stack; every VEX encoding of AVX, AVX2, FMA and F16C, every MMX and
+//! every x87 instruction that the decoder knows, floats under any MXCSR and control word; and
+//! 32-bit code. Undefined flags are left out; the transcendental functions may differ by two
+//! units in the last place, estimates by 3 * 2^-12. System instructions and modes have small
+//! guests with known answers in `tests/system.rs` and `tests/modes.rs`.
+//!
 //! # Where a new thing goes
 //!
-//! A user-mode instruction: its group in `isa/` or `sse/`, and a line in `tests/forms`, where it
-//! is compared with the host's processor. A system instruction: `system/`, with a small guest
-//! in `tests/system.rs`.
+//! A user-mode instruction: its group in `isa/`, `sse/` or `x87/`, and a line in `tests/forms`,
+//! where it is compared with the host's processor. A system instruction: `system/`, with a small
+//! guest in `tests/system.rs` or `tests/modes.rs`.
 
 mod blocks;
 mod cpu;

@@ -26,20 +26,45 @@ pub(crate) mod prefix {
     pub(crate) const SIZE_SHIFT: u8 = 4;
 }
 
-/// A handler, and whether the block ends behind it.
+/// What comes behind an instruction in its block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Behind {
+    /// The next instruction.
+    Next,
+    /// The next instruction, unless it branches.
+    Fork,
+    /// Nothing: the block ends.
+    End,
+}
+
+/// A handler, and what comes behind it.
 pub(crate) struct Lowered<D> {
     pub run: Handler<D>,
-    pub ends: bool,
+    pub behind: Behind,
 }
 
 /// A handler behind which the block goes on.
 pub(crate) fn go<D>(run: Handler<D>) -> Option<Lowered<D>> {
-    Some(Lowered { run, ends: false })
+    Some(Lowered {
+        run,
+        behind: Behind::Next,
+    })
+}
+
+/// A handler that leaves its block, or goes on.
+pub(crate) fn fork<D>(run: Handler<D>) -> Option<Lowered<D>> {
+    Some(Lowered {
+        run,
+        behind: Behind::Fork,
+    })
 }
 
 /// A handler that ends its block.
 pub(crate) fn end<D>(run: Handler<D>) -> Option<Lowered<D>> {
-    Some(Lowered { run, ends: true })
+    Some(Lowered {
+        run,
+        behind: Behind::End,
+    })
 }
 
 /// What kind of operand.

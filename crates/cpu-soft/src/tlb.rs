@@ -51,8 +51,10 @@ pub(crate) struct Tlb {
     next_context: u64,
     /// The context numbers of PCIDs.
     by_pcid: Vec<u16>,
-    /// Counts everything that makes a translation of code stale; see `blocks.rs`.
-    pub code_epoch: u32,
+    /// What must be the same for a linear address to mean the same code, see `blocks.rs`: a
+    /// count of everything that makes translations of code stale, and in the low eight bits mode
+    /// and privilege.
+    pub code_tag: u64,
 }
 
 impl Default for Tlb {
@@ -68,7 +70,7 @@ impl Default for Tlb {
             context: 0,
             next_context: 1,
             by_pcid: Vec::new(),
-            code_epoch: 1,
+            code_tag: 1 << 8,
         }
     }
 }
@@ -114,11 +116,16 @@ impl Tlb {
         }
     }
 
+    /// Makes every translation of code stale.
+    pub(crate) fn forget_code(&mut self) {
+        self.code_tag = self.code_tag.wrapping_add(1 << 8);
+    }
+
     fn new_context(&mut self) -> u64 {
         if self.next_context > LAST_CONTEXT {
-            let epoch = self.code_epoch;
+            let tag = self.code_tag;
             *self = Self::default();
-            self.code_epoch = epoch;
+            self.code_tag = tag;
         }
         let number = self.next_context;
         self.next_context += 1;
@@ -129,7 +136,7 @@ impl Tlb {
     pub(crate) fn flush(&mut self) {
         self.context = self.new_context();
         self.by_pcid.clear();
-        self.code_epoch = self.code_epoch.wrapping_add(1);
+        self.forget_code();
     }
 
     /// Goes to a PCID; what is known of it is kept if `keep`.
@@ -149,7 +156,7 @@ impl Tlb {
         if let Some(known) = self.by_pcid.get_mut(usize::from(pcid)) {
             *known = (self.context >> 2) as u16;
         }
-        self.code_epoch = self.code_epoch.wrapping_add(1);
+        self.forget_code();
     }
 
     /// Forgets what is known of a PCID that is not the present one.
@@ -170,7 +177,7 @@ impl Tlb {
         for known in self.by_pcid.iter_mut().filter(|known| **known != present) {
             *known = 0;
         }
-        self.code_epoch = self.code_epoch.wrapping_add(1);
+        self.forget_code();
     }
 }
 

@@ -7,6 +7,7 @@
     reason = "a test may panic; that is how it fails"
 )]
 
+#[allow(dead_code, reason = "a part of the forms is for other tests")]
 mod forms;
 mod guest;
 
@@ -97,6 +98,11 @@ fn cases(form: &Form, count: usize, random: &mut Random) -> Vec<NativeState> {
             case.general[4] = DATA_ADDRESS + 256;
             case.general[6] = random.next() & 7;
             (form.prepare)(&mut case, random.next());
+            if form.narrow {
+                for register in &mut case.general[..8] {
+                    *register &= 0xffff_ffff;
+                }
+            }
             case
         })
         .collect()
@@ -236,8 +242,19 @@ fn check_with(forms: &[Form], count: usize) {
     memory.add_ram(GuestPhysAddr(CODE_ADDRESS), 0x1000).unwrap();
     memory.add_ram(GuestPhysAddr(DATA_ADDRESS), 0x1000).unwrap();
     guest::prepare_long_mode(&memory);
+    // For 32-bit code, as the host has them: at 0x20 a 32-bit code segment, at 0x28 data, at
+    // 0x30 a 64-bit code segment. The guest runs at privilege 0, so the code is conforming.
+    for (at, descriptor) in [
+        (0x20, 0x00cf_9f00_0000_ffff_u64),
+        (0x28, 0x00cf_f300_0000_ffff),
+        (0x30, 0x00af_9f00_0000_ffff),
+    ] {
+        guest::put(&memory, guest::GDT + at, &descriptor.to_le_bytes());
+    }
     let mut vcpu = guest::vcpu(&memory, 0);
-    let base = guest::long_state(&*vcpu, CODE_ADDRESS);
+    let mut base = guest::long_state(&*vcpu, CODE_ADDRESS);
+    // FSGSBASE too.
+    base.system.cr4 |= 1 << 16;
     let mut native = NativeMachine::new().unwrap();
     let mut random = Random(0x5eed_0123_4567_89ab);
     let mut wrong = Vec::new();
@@ -252,6 +269,9 @@ fn check_with(forms: &[Form], count: usize) {
         for ((input, output), outcome) in inputs.iter().zip(&outputs).zip(outcomes) {
             let (ours, vector) = run_soft(&mut *vcpu, &memory, input, &base);
             let complaint = match (outcome, vector) {
+                (Outcome::Signal(signal), _) if form.narrow => {
+                    Some(format!("signal {signal}: nothing was compared"))
+                }
                 (Outcome::Done, None) => differs(form, input, output, &ours),
                 (Outcome::Signal(signal), Some(vector)) if signal_of(vector) == signal => None,
                 (outcome, vector) => Some(format!("host {outcome:?}, ours vector {vector:?}")),
@@ -457,4 +477,22 @@ fn avx() {
     assert!(forms.len() > 2000, "{}", forms.len());
     // So many forms that a few cases each will do.
     check_with(&forms, CASES / 8);
+}
+
+#[test]
+fn code_of_32_bits() {
+    let forms = forms::narrow::all();
+    assert!(forms.len() > 800, "{}", forms.len());
+    check_with(&forms, CASES / 4);
+}
+
+/// Needs a kernel that lets programs use FSGSBASE.
+#[test]
+fn segment_bases() {
+    let forms = forms::bases();
+    let first = &forms.first().unwrap().code;
+    let mut case = [NativeState::default()];
+    let allowed = NativeMachine::new().unwrap().run(first, &mut case).unwrap();
+    assert_eq!(allowed, [Outcome::Done], "compared on hosts that allow it");
+    check(&forms);
 }

@@ -318,6 +318,25 @@ impl VirtioConsole {
         has_more
     }
 
+    /// Output to a port that is not there goes nowhere: a driver that waits for its end gets it.
+    fn discard(&self, index: u16) {
+        // Even queues carry input.
+        if index % 2 == 0 {
+            return;
+        }
+        let Some(mut queue) = self.queue(index).and_then(|queue| queue.lock()) else {
+            return;
+        };
+        for _ in 0..DATA_QUEUE_SIZE {
+            let Some(chain) = queue.pop() else {
+                break;
+            };
+            queue.finish(chain, 0);
+        }
+        queue.listen_to_driver();
+        queue.signal();
+    }
+
     fn handle_control(&self, number: u32, event: u16, value: u16) {
         const DEVICE_READY: u16 = ControlEvent::DeviceReady as u16;
         const PORT_READY: u16 = ControlEvent::PortReady as u16;
@@ -450,8 +469,9 @@ impl VirtioDevice for VirtioConsole {
                     0 => 0,
                     pair => u32::from(pair) - 1,
                 };
-                if let Some(port) = self.port(number) {
-                    port.work();
+                match self.port(number) {
+                    Some(port) => port.work(),
+                    None => self.discard(index),
                 }
             }
         }

@@ -15,6 +15,20 @@
 //! queues; from DRIVER_OK on they run ([`VirtioDevice::activate`]) until a reset. [`VirtioCore::pause`] and
 //! [`VirtioCore::resume`] hold them still while the machine stands; `save` and `restore` happen in between.
 //!
+//! ```
+//! use std::sync::Arc;
+//! use dev_virtio::{HostEntropy, VirtioMmio, VirtioRng};
+//! use device::{Clock, IrqLine};
+//! use guest_memory::{GuestMemory, GuestPhysAddr};
+//!
+//! let memory = Arc::new(GuestMemory::new(1 << 20)?);
+//! memory.add_ram(GuestPhysAddr(0), 1 << 20)?;
+//! let rng = VirtioRng::new(Box::new(HostEntropy), None, &Clock::real());
+//! let registers = VirtioMmio::new(rng, memory, IrqLine::unconnected())?;
+//! assert!(!registers.core().is_active());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
 //! # Invariants
 //!
 //! - Guest memory is touched only with a queue's lock held ([`DeviceQueue::lock`]), and that is given only while the queue
@@ -54,7 +68,7 @@ pub use console::{
 pub use link::{Link, VirtioInterrupt};
 pub use mmio::{MMIO_BYTES, VirtioMmio};
 pub use pci::{PciOptions, VirtioPci};
-pub use queue::{Chain, DeviceQueue, QueueGuard, Segment};
+pub use queue::{Chain, DeviceQueue, QueueGuard};
 pub use rng::{EntropySource, HostEntropy, MAX_RNG_CHAIN_BYTES, RngLimit, VirtioRng};
 pub use virtio_core::VirtioCore;
 pub use virtio_device::{DeviceType, VirtioDevice};

@@ -77,7 +77,7 @@ impl Link {
     }
 
     /// Whether queues may be worked on: not paused, not broken, a bus master.
-    pub fn may_work(&self) -> bool {
+    pub(crate) fn may_work(&self) -> bool {
         !self.paused.load(Ordering::SeqCst)
             && self.is_master.load(Ordering::SeqCst)
             && !self.is_broken()

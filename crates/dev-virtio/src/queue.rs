@@ -20,11 +20,9 @@ use crate::{Error, Link, MAX_CHAIN_BUFFERS, MAX_QUEUE_SIZE};
 /// A part of guest memory, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Segment {
-    /// Where it begins.
-    pub address: u64,
-    /// How long it is.
-    pub bytes: u32,
+struct Segment {
+    address: u64,
+    bytes: u32,
 }
 
 /// A chain that the device holds. What it is made of stays with the queue: see [`QueueGuard`].
@@ -141,11 +139,6 @@ impl DeviceQueue {
             return None;
         }
         Some(QueueGuard { queue: self, inner })
-    }
-
-    /// Moves on with each reset: chains of an earlier generation are dead.
-    pub fn generation(&self) -> u64 {
-        self.inner.lock().generation
     }
 
     /// Returns when nobody has the lock whom [`DeviceQueue::lock`] let in before.
@@ -334,12 +327,6 @@ impl QueueGuard<'_> {
     pub fn writable_bytes(&self, chain: Chain) -> u64 {
         let slot = self.inner.slot(chain);
         slot.map_or(0, |slot| total(&slot.writable))
-    }
-
-    /// The parts of memory that the device may write.
-    pub fn writable(&self, chain: Chain) -> &[Segment] {
-        let slot = self.inner.slot(chain);
-        slot.map_or(&[], |slot| &slot.writable)
     }
 
     /// Copies what the driver has put into the chain from byte `offset` on; gives the number of bytes.

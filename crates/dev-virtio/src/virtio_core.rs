@@ -130,11 +130,12 @@ impl VirtioCore {
     }
 
     fn reset_device(&self) {
-        self.link.set_status(0);
         for queue in &self.queues {
             queue.reset();
         }
         self.device.reset();
+        // At last: who had a queue until now may have found the driver at fault.
+        self.link.set_status(0);
     }
 
     /// Sees every queue unlocked once.

@@ -8,25 +8,22 @@ use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
 use crate::{Arena, CodeMarks, MemoryError, RamOffset, Region, RegionKind};
 
-/// Tells the code marks of every write that goes through `vm-memory`, whatever writes it.
-#[derive(Debug, Clone)]
-pub struct MarkedSlice {
+/// Tells the code marks of every write that goes through `vm-memory`, whatever writes it. One for each region.
+#[derive(Debug)]
+pub struct MarkedRegion {
     marks: Arc<CodeMarks>,
     /// Keeps the memory mapped as long as anything points into it.
     _arena: Arc<Arena>,
     start: u64,
 }
 
-impl WithBitmapSlice<'_> for MarkedSlice {
-    type S = Self;
+impl<'a> WithBitmapSlice<'a> for MarkedRegion {
+    type S = MarkedSlice<'a>;
 }
 
-impl BitmapSlice for MarkedSlice {}
-
-impl Bitmap for MarkedSlice {
+impl Bitmap for MarkedRegion {
     fn mark_dirty(&self, offset: usize, len: usize) {
-        let at = self.start.saturating_add(offset as u64);
-        self.marks.written(RamOffset(at), len as u64);
+        self.slice_at(0).mark_dirty(offset, len);
     }
 
     fn dirty_at(&self, _offset: usize) -> bool {
@@ -34,16 +31,47 @@ impl Bitmap for MarkedSlice {
         false
     }
 
+    fn slice_at(&self, offset: usize) -> MarkedSlice<'_> {
+        MarkedSlice {
+            marks: &self.marks,
+            start: self.start.saturating_add(offset as u64),
+        }
+    }
+}
+
+/// A part of a [`MarkedRegion`]. Borrowed, since one is made for every access.
+#[derive(Debug, Clone, Copy)]
+pub struct MarkedSlice<'a> {
+    marks: &'a CodeMarks,
+    start: u64,
+}
+
+impl WithBitmapSlice<'_> for MarkedSlice<'_> {
+    type S = Self;
+}
+
+impl BitmapSlice for MarkedSlice<'_> {}
+
+impl Bitmap for MarkedSlice<'_> {
+    fn mark_dirty(&self, offset: usize, len: usize) {
+        let at = self.start.saturating_add(offset as u64);
+        self.marks.written(RamOffset(at), len as u64);
+    }
+
+    fn dirty_at(&self, _offset: usize) -> bool {
+        false
+    }
+
     fn slice_at(&self, offset: usize) -> Self {
         Self {
             start: self.start.saturating_add(offset as u64),
-            ..self.clone()
+            ..*self
         }
     }
 }
 
 /// The RAM of a map, as it was when the view was made; ROM is not in it.
-pub type DmaMemory = GuestMemoryMmap<MarkedSlice>;
+pub type DmaMemory = GuestMemoryMmap<MarkedRegion>;
 
 pub(crate) fn view(
     arena: &Arc<Arena>,
@@ -60,7 +88,7 @@ pub(crate) fn view(
         let Some(pointer) = arena.host_pointer(region.ram) else {
             return Err(refused("outside the arena".into()));
         };
-        let bitmap = MarkedSlice {
+        let bitmap = MarkedRegion {
             marks: Arc::clone(marks),
             _arena: Arc::clone(arena),
             start: region.ram.0,

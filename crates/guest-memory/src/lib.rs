@@ -48,7 +48,7 @@ mod map;
 pub use arena::{Arena, RamOffset, Word};
 pub use attention::Attention;
 pub use code::{CodeMarks, LINE_BYTES};
-pub use dma::{DmaMemory, MarkedSlice};
+pub use dma::{DmaMemory, MarkedRegion, MarkedSlice};
 pub use gate::Gate;
 pub use map::{Backing, GuestMemory, Region, RegionKind};
 

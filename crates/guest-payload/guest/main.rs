@@ -7,7 +7,7 @@
 //! | `start_info`, `acpi` | what the machine says about itself |
 //! | `interrupts` | the timer, the serial line and the power button wake the guest |
 //! | `serial`, `shell` | what it says and what it is told |
-//! | `pci`, `virtio`, `disk`, `balloon`, `talk` | devices |
+//! | `pci`, `virtio`, `disk`, `balloon`, `entropy`, `ports` | devices |
 //! | `processors` | the other CPUs |
 //!
 //! Everything runs on the boot CPU, with interrupts off but for the moment in which it waits; the
@@ -20,15 +20,16 @@ mod acpi;
 mod balloon;
 mod cpu;
 mod disk;
+mod entropy;
 mod entry;
 mod interrupts;
 mod memory_functions;
 mod pci;
+mod ports;
 mod processors;
 mod serial;
 mod shell;
 mod start_info;
-mod talk;
 mod tick_page;
 mod virtio;
 
@@ -42,6 +43,7 @@ pub struct Guest {
     acpi: Acpi,
     disk: Option<disk::Disk>,
     balloon: Option<balloon::Balloon>,
+    ports: Option<ports::Ports>,
     shell: shell::Shell,
     /// Ticks when the last line was printed.
     told: u64,
@@ -80,6 +82,7 @@ fn live(info: StartInfo, acpi: Acpi) -> ! {
         acpi,
         disk: None,
         balloon: None,
+        ports: None,
         shell: shell::Shell::new(),
         told: tick_page::ticks(),
     };
@@ -100,8 +103,8 @@ impl Guest {
             virtio::BALLOON if self.balloon.is_none() => {
                 self.balloon = balloon::Balloon::start(device, &self.info);
             }
-            virtio::ENTROPY => talk::entropy(device),
-            virtio::CONSOLE => talk::console(device),
+            virtio::ENTROPY => entropy::ask(device),
+            virtio::CONSOLE if self.ports.is_none() => self.ports = ports::Ports::start(device),
             other => say!("virtio device of type {other}: not used"),
         };
         pci::find(&mut found);
@@ -124,6 +127,9 @@ impl Guest {
         }
         if let Some(balloon) = &mut self.balloon {
             balloon.follow();
+        }
+        if let Some(ports) = &mut self.ports {
+            ports.follow();
         }
         while let Some(byte) = serial::read() {
             if let Some(line) = self.shell.typed(byte) {

@@ -18,11 +18,12 @@ const DRIVER: u8 = 2;
 const DRIVER_OK: u8 = 4;
 const FEATURES_OK: u8 = 8;
 
-const QUEUE_SIZE: u16 = 8;
-const MAX_QUEUES: usize = 16;
+/// The largest queue that a page is laid out for.
+const MAX_QUEUE_SIZE: u16 = 32;
+const MAX_QUEUES: usize = 24;
 /// The available ring and the used ring in a queue's page, behind the descriptors.
-const AVAILABLE: u64 = 0x100;
-const USED: u64 = 0x200;
+const AVAILABLE: u64 = 0x200;
+const USED: u64 = 0x300;
 const NEXT: u16 = 1;
 const DEVICE_WRITES: u16 = 2;
 const NO_INTERRUPT: u16 = 1;
@@ -52,6 +53,7 @@ pub struct Queue {
     page: u64,
     doorbell: u64,
     index: u16,
+    size: u16,
     /// Wide doorbells: those in memory take 32 bits.
     wide: bool,
     sent: u16,
@@ -180,7 +182,7 @@ impl Device {
         // SAFETY: nobody else has this page.
         unsafe { (page as *mut u8).write_bytes(0, 4096) };
         write_register(page + AVAILABLE, NO_INTERRUPT);
-        let doorbell = match &self.transport {
+        let (doorbell, size) = match &self.transport {
             Transport::Pci(parts) => pci_queue(parts, index, page)?,
             Transport::Memory(base) => memory_queue(*base, index, page)?,
         };
@@ -188,6 +190,7 @@ impl Device {
             page,
             doorbell,
             index,
+            size,
             wide: matches!(self.transport, Transport::Memory(_)),
             sent: 0,
             seen: 0,
@@ -195,42 +198,56 @@ impl Device {
     }
 }
 
-fn pci_queue(parts: &PciParts, index: u16, page: u64) -> Option<u64> {
+/// Gives the doorbell and the queue's size.
+fn pci_queue(parts: &PciParts, index: u16, page: u64) -> Option<(u64, u16)> {
     let common = parts.common;
     write_register(common + 0x16, index);
-    if read_register::<u16>(common + 0x18) < QUEUE_SIZE {
+    let size = read_register::<u16>(common + 0x18).min(MAX_QUEUE_SIZE);
+    if size == 0 {
         return None;
     }
-    write_register(common + 0x18, QUEUE_SIZE);
+    write_register(common + 0x18, size);
     for (at, address) in [(0x20, page), (0x28, page + AVAILABLE), (0x30, page + USED)] {
         write_register(common + at, address as u32);
         write_register(common + at + 4, (address >> 32) as u32);
     }
     let offset: u16 = read_register(common + 0x1e);
     write_register(common + 0x1c, 1_u16);
-    Some(parts.notify + u64::from(offset) * u64::from(parts.multiplier))
+    let doorbell = parts.notify + u64::from(offset) * u64::from(parts.multiplier);
+    Some((doorbell, size))
 }
 
-fn memory_queue(base: u64, index: u16, page: u64) -> Option<u64> {
+fn memory_queue(base: u64, index: u16, page: u64) -> Option<(u64, u16)> {
     write_register(base + 0x30, u32::from(index));
-    if read_register::<u32>(base + 0x34) < u32::from(QUEUE_SIZE) {
+    let size = read_register::<u32>(base + 0x34).min(u32::from(MAX_QUEUE_SIZE));
+    if size == 0 {
         return None;
     }
-    write_register(base + 0x38, u32::from(QUEUE_SIZE));
+    write_register(base + 0x38, size);
     for (at, address) in [(0x80, page), (0x90, page + AVAILABLE), (0xa0, page + USED)] {
         write_register(base + at, address as u32);
         write_register(base + at + 4, (address >> 32) as u32);
     }
     write_register(base + 0x44, 1_u32);
-    Some(base + 0x50)
+    Some((base + 0x50, size as u16))
 }
 
 impl Queue {
+    pub fn size(&self) -> u16 {
+        self.size
+    }
+
     /// Hands a request to the device. The one before must be [`Queue::finished`].
     pub fn send(&mut self, buffers: &[Buffer]) {
+        self.send_from(0, buffers);
+    }
+
+    /// Hands a request to the device whose descriptors begin at `first`; it is known by that.
+    pub fn send_from(&mut self, first: u16, buffers: &[Buffer]) {
         let last = buffers.len().saturating_sub(1);
         for (number, buffer) in buffers.iter().enumerate() {
-            let at = self.page + number as u64 * 16;
+            let descriptor = first + number as u16;
+            let at = self.page + u64::from(descriptor) * 16;
             let mut flags = if number < last { NEXT } else { 0 };
             if buffer.device_writes {
                 flags |= DEVICE_WRITES;
@@ -238,11 +255,10 @@ impl Queue {
             write_register(at, buffer.address);
             write_register(at + 8, buffer.bytes);
             write_register(at + 12, flags);
-            write_register(at + 14, number as u16 + 1);
+            write_register(at + 14, descriptor + 1);
         }
         let available = self.page + AVAILABLE;
-        // Every request begins at descriptor 0.
-        write_register(available + 4 + u64::from(self.sent % QUEUE_SIZE) * 2, 0_u16);
+        write_register(available + 4 + u64::from(self.sent % self.size) * 2, first);
         self.sent = self.sent.wrapping_add(1);
         fence(Ordering::SeqCst);
         write_register(available + 2, self.sent);
@@ -256,14 +272,20 @@ impl Queue {
 
     /// The number of bytes that the device wrote, if it has finished.
     pub fn finished(&mut self) -> Option<u32> {
+        self.next_finished().map(|(_, bytes)| bytes)
+    }
+
+    /// A request that the device has finished: its first descriptor, and the bytes written.
+    pub fn next_finished(&mut self) -> Option<(u16, u32)> {
         let used = self.page + USED;
         if read_register::<u16>(used + 2) == self.seen {
             return None;
         }
         fence(Ordering::SeqCst);
-        let bytes = read_register(used + 8 + u64::from(self.seen % QUEUE_SIZE) * 8);
+        let entry = used + 4 + u64::from(self.seen % self.size) * 8;
+        let (first, bytes): (u32, u32) = (read_register(entry), read_register(entry + 4));
         self.seen = self.seen.wrapping_add(1);
-        Some(bytes)
+        Some((first as u16, bytes))
     }
 
     /// Hands a request over and waits for its end: first busily, then from timer to timer.

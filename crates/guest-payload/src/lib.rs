@@ -18,6 +18,7 @@
 //! balloon: up to 95 MiB
 //! rng: 8 bytes, [1c, a5, ae, d6, cd, c9, ca, 5c]
 //! console: greeted
+//! port 1: 'org.ratite.test' opened
 //! disk: 32768 sectors (16 MiB), sector 0 begins [00, 00, 00, 00, 00, 00, 00, 00]
 //! ```
 //!
@@ -29,6 +30,7 @@
 //! |---|---|
 //! | the ACPI power button | prints `power button` and switches off (S5) |
 //! | the balloon's target | gives pages above 32 MiB away or takes them back, and prints how many |
+//! | a named virtio port | opens it, and sends back what comes in |
 //! | an NMI | prints `NMI` |
 //! | an exception | prints it and stops |
 //!
@@ -46,7 +48,8 @@
 //! | `disk` | looks at the disk again, also at its size |
 //! | `mem` | prints the memory map |
 //!
-//! It finds modern virtio devices (block, balloon, entropy, console; the first of each matters) on
+//! It finds modern virtio devices (block, balloon, entropy, console; the first of each, and four
+//! ports of the console) on
 //! PCI bus 0, in the DSDT (`LNRO0005`) and by `virtio_mmio.device=512@0xADDRESS:IRQ` in the command
 //! line. Memory of PCI devices that nobody has placed goes to 0xd000_0000 upwards.
 //!

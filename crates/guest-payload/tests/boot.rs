@@ -124,6 +124,16 @@ impl Machine {
         answer
     }
 
+    /// Sends bytes to a socket, and gives as many that come back.
+    fn echo(&self, socket: &str, bytes: &[u8]) -> Vec<u8> {
+        let mut stream = UnixStream::connect(self.folder.path().join(socket)).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(bytes).unwrap();
+        let mut answer = vec![0; bytes.len()];
+        stream.read_exact(&mut answer).unwrap();
+        answer
+    }
+
     fn file(&self, name: &str) -> Vec<u8> {
         std::fs::read(self.folder.path().join(name)).unwrap()
     }
@@ -169,6 +179,10 @@ const PC: &[&str] = &[
     "file,id=console,path=console.txt",
     "-device",
     "virtconsole,chardev=console",
+    "-chardev",
+    "socket,id=named,path=named,server=on,wait=off",
+    "-device",
+    "virtserialport,chardev=named,name=org.ratite.test",
     "-device",
     "pvpanic",
     "-action",
@@ -185,6 +199,7 @@ fn it_counts_and_answers_on_a_pc() {
     machine.wait_for("balloon: up to 31 MiB");
     machine.wait_for("rng: 8 bytes");
     machine.wait_for("console: greeted");
+    machine.wait_for("port 1: 'org.ratite.test' opened");
     machine.wait_for("tick 4\r\n");
     machine.wait_for("disk counter 1\r\n");
     machine.wait_for("disk counter 2\r\n");
@@ -194,6 +209,7 @@ fn it_counts_and_answers_on_a_pc() {
     machine.wait_for("cpu 2: started, APIC id 2");
     machine.type_line("mem");
     machine.wait_for("mem: 0x0 to 0x9fc00 type 1");
+    assert_eq!(machine.echo("named", b"there and back"), b"there and back");
     machine.type_line("panic");
     machine.type_line("nonsense");
     machine.wait_for("nonsense: not known");

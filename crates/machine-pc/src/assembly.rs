@@ -61,7 +61,9 @@ pub(crate) fn assemble(
     check(config)?;
     let firmware = firmware(config)?;
     let (memory, low_memory) = memory::build(config.ram_bytes, firmware.as_deref())?;
-    let cpus: Vec<Arc<CpuShared>> = (0..config.topology.cpus).map(CpuShared::new).collect();
+    let cpus: Vec<Arc<CpuShared>> = (0..config.topology.cpus)
+        .map(|index| CpuShared::new(index, config.accelerator != AcceleratorKind::Qtest))
+        .collect();
     let around = ChipsetSurroundings {
         clock: clock.clone(),
         wall,

@@ -18,6 +18,7 @@ use dev_pc::pit::{Pit, PitPart};
 use dev_pc::port92::Port92;
 use dev_pc::reduced_power::{ReducedPart, ReducedPower};
 use dev_pc::rtc::Rtc;
+use dev_storage::{Ide, IdePart};
 use device::pci::{ConfigPart, PciAddress, PciBus, PciConfigPorts, PciFunction};
 use device::{
     Clock, Device, DmaSpace, InterruptController, IoHandler, IoMap, IoPart, IrqLine, MachineSink,
@@ -27,6 +28,7 @@ use device::{
 use crate::boot;
 use crate::cpu_thread::CpuShared;
 use crate::error::MachineError;
+use crate::qtest::IrqTap;
 
 /// Registers of the chip set lie above those of PCI functions.
 const CHIP_PRIORITY: i32 = 10;
@@ -63,6 +65,8 @@ pub(crate) struct Chipset {
     pub(crate) msi: Arc<dyn MsiSink>,
     /// A source on each ISA IRQ.
     pub(crate) irqs: [IrqLine; 16],
+    /// Listens to what the I/O APIC hears.
+    pub(crate) irq_tap: Arc<IrqTap>,
     pub(crate) rtc: Arc<Rtc>,
     pub(crate) fw_cfg: Arc<FwCfg>,
     /// What only a board with PCI has.
@@ -77,6 +81,7 @@ pub(crate) struct PciChips {
     pub(crate) pm: Arc<AcpiPm>,
     pub(crate) hotplug: Arc<PciHotplug>,
     pub(crate) i8042: Arc<I8042>,
+    pub(crate) ide: Arc<Ide>,
 }
 
 /// No processor here has the deadline mode: its CPUID does not say so.
@@ -95,6 +100,7 @@ struct Controllers {
     pic: Arc<Pic>,
     ioapic: Arc<IoApic>,
     irqs: [IrqLine; 16],
+    tap: Arc<IrqTap>,
 }
 
 fn controllers(around: &ChipsetSurroundings) -> Controllers {
@@ -123,12 +129,14 @@ fn controllers(around: &ChipsetSurroundings) -> Controllers {
         .collect();
     let pic = Pic::new(IrqLine::with_ends(output));
     let ioapic = IoApic::new(&bus);
+    let tap = Arc::<IrqTap>::default();
     let irqs = std::array::from_fn(|irq| {
         let irq = u32::try_from(irq).unwrap_or(0);
         let input = if irq == 0 { 2 } else { irq };
         IrqLine::with_ends(vec![
             (Arc::clone(&pic) as Arc<dyn InterruptController>, irq),
             (Arc::clone(&ioapic) as Arc<dyn InterruptController>, input),
+            (Arc::clone(&tap) as Arc<dyn InterruptController>, input),
         ])
     });
     Controllers {
@@ -137,6 +145,7 @@ fn controllers(around: &ChipsetSurroundings) -> Controllers {
         pic,
         ioapic,
         irqs,
+        tap,
     }
 }
 
@@ -183,6 +192,7 @@ impl Chipset {
             pic,
             ioapic,
             irqs,
+            tap,
         } = controllers(around);
         let gates = [0, 8].map(|irq| IrqGate::new(share(&irqs, irq)));
         let [timer_gate, rtc_gate] = &gates;
@@ -198,6 +208,7 @@ impl Chipset {
             ioapic,
             pic,
             irqs,
+            irq_tap: tap,
             rtc,
             fw_cfg,
             pci: None,
@@ -311,9 +322,23 @@ impl Chipset {
         let host = I440fx::new(&bus, address(0, 0)?, around.low_memory.clone());
         let piix3 = Piix3::new(&bus, address(1, 0)?, router, machine());
         let pm = AcpiPm::new(&bus, address(1, 3)?, &around.clock, self.irq(9), machine());
-        let functions: [(&str, u8, u8, Arc<dyn PciFunction>); 3] = [
+        let irqs = [14, 15].map(|irq| self.irq(irq));
+        let ide = Ide::new(&bus, address(1, 1)?, &around.dma, irqs);
+        for (channel, command, control) in [(0, 0x1f0, 0x3f6), (1, 0x170, 0x376)] {
+            let ranges = [
+                (command, 8, IdePart::Command),
+                (control, 1, IdePart::Control),
+            ];
+            for (start, length, part) in ranges {
+                if let Some(handler) = ide.handler(channel, part) {
+                    self.place("ide", start, length, handler)?;
+                }
+            }
+        }
+        let functions: [(&str, u8, u8, Arc<dyn PciFunction>); 4] = [
             ("i440FX", 0, 0, host),
             ("PIIX3", 1, 0, piix3.clone()),
+            ("piix3-ide", 1, 1, ide.clone()),
             ("PIIX4_PM", 1, 3, pm.clone()),
         ];
         for (name, slot, function, chip) in functions {
@@ -345,6 +370,7 @@ impl Chipset {
             pm,
             hotplug,
             i8042,
+            ide,
         });
         Ok(())
     }

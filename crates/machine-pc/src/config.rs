@@ -128,6 +128,11 @@ impl MachineConfig {
             AcceleratorKind::Qtest => Clock::stepped(),
             AcceleratorKind::Kvm | AcceleratorKind::Tcg => Clock::real(),
         };
+        self.wall_clock_of(&clock)
+    }
+
+    /// A clock with the time of day that goes with it.
+    pub(crate) fn wall_clock_of(&self, clock: &Clock) -> (Clock, WallClock) {
         let wall = match self.rtc {
             RtcBase::Utc => WallClock::Host,
             RtcBase::UnixSeconds(seconds) => WallClock::Guest {
@@ -137,6 +142,6 @@ impl MachineConfig {
                     .saturating_mul(1_000_000_000),
             },
         };
-        (clock, wall)
+        (clock.clone(), wall)
     }
 }

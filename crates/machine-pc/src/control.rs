@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use api::{BlockErrorAction, EventSink, PanicAction, RebootAction, ShutdownAction, WatchdogAction};
 use boot_pc::acpi::LegacyDevice;
+use dev_storage::Ide;
 use device::{Clock, MachineRequest, ResetKind};
 use guest_memory::GuestMemory;
 use tokio::sync::watch;
@@ -31,6 +32,16 @@ pub trait Pausable: Send + Sync {
 
     /// Goes on.
     fn resume(&self);
+}
+
+impl Pausable for Ide {
+    fn pause(&self) {
+        Ide::pause(self);
+    }
+
+    fn resume(&self) {
+        Ide::resume(self);
+    }
 }
 
 /// What the machine's thread owns.
@@ -144,9 +155,16 @@ impl Control {
         }
     }
 
-    fn pausables(&self) -> impl Iterator<Item = &Arc<dyn Pausable>> {
+    fn ide(&self) -> Option<&Arc<Ide>> {
+        let pci = self.chips.as_ref()?.pci.as_ref()?;
+        Some(&pci.ide)
+    }
+
+    fn pausables(&self) -> impl Iterator<Item = &dyn Pausable> {
         let devices = self.devices.iter();
-        devices.filter_map(|device| device.made.pausable.as_ref())
+        let devices = devices.filter_map(|device| device.made.pausable.as_deref());
+        let ide = self.ide().map(|ide| ide.as_ref() as &dyn Pausable);
+        devices.chain(ide)
     }
 
     fn go(&self) {
@@ -435,6 +453,9 @@ impl Control {
         self.stand();
         for cpu in &self.cpus {
             cpu.end();
+        }
+        if let Some(ide) = self.ide() {
+            self.services.runtime.block_on(ide.shutdown());
         }
         for device in std::mem::take(&mut self.devices) {
             if let Some(detach) = &device.made.detach {

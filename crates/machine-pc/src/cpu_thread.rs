@@ -67,13 +67,14 @@ pub(crate) struct CpuShared {
 }
 
 impl CpuShared {
-    pub(crate) fn new(index: u32) -> Arc<Self> {
+    /// A processor; without a thread (`-accel qtest`) it never runs.
+    pub(crate) fn new(index: u32, has_thread: bool) -> Arc<Self> {
         Arc::new(Self {
             index,
             inner: Mutex::new(Inner {
                 wanted: Wanted::Stand,
                 standing: false,
-                ended: false,
+                ended: !has_thread,
                 nmi: false,
                 init: false,
                 start_up: None,
@@ -311,11 +312,12 @@ impl CpuThread {
                 }
                 return true;
             }
+            // A reset comes before whoever asks for the state after it.
+            self.take_signals(&mut inner);
             if let Some(work) = inner.work.pop_front() {
                 parking_lot::MutexGuard::unlocked(&mut inner, || work(self.vcpu.as_mut()));
                 continue;
             }
-            self.take_signals(&mut inner);
             if inner.wanted == Wanted::Run {
                 inner.standing = false;
                 if !self.is_idle() || self.wakes_up() {

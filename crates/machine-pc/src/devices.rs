@@ -3,8 +3,11 @@
 //! [`KINDS`] is the registry: a kind has a name, a bus, properties, and a function that makes the device and connects
 //! it. What a device is made over (chardevs, nodes, threads) comes with [`DeviceServices`].
 
+mod balloon;
 mod disk;
+mod ide;
 mod isa;
+mod ports;
 mod properties;
 mod virtio;
 
@@ -15,12 +18,15 @@ use api::{IOThreadInfo, QmpError};
 use block_graph::Graph;
 use boot_pc::acpi::LegacyDevice;
 use chardev::ChardevRegistry;
+use dev_storage::{DriveOptions, IdePlace};
+use dev_virtio::{VirtioBalloon, VirtioConsole};
 use device::pci::PciAddress;
-use device::{Device, IoHandler};
+use device::{Device, IoHandler, ResetKind, SavedState};
 use host_io::ExecutorHandle;
 use objects::ObjectTree;
 use serde_json::{Map, Value};
 
+pub(crate) use balloon::guest_stats;
 pub use properties::{Properties, PropertySpec};
 
 use crate::control::{Control, Pausable};
@@ -52,6 +58,20 @@ pub enum BusKind {
     Pci,
     /// One of board `microvm`'s places for virtio devices.
     VirtioMmio,
+    /// A controller of virtio serial ports.
+    VirtioSerial,
+    /// A channel of the IDE controller.
+    Ide,
+}
+
+/// What the machine's commands reach of a device.
+pub(crate) enum Part {
+    /// Nothing beyond what every device has.
+    None,
+    /// The balloon.
+    Balloon(Arc<VirtioBalloon>),
+    /// A controller of serial ports.
+    Ports(Arc<VirtioConsole>),
 }
 
 /// Where a device sits.
@@ -63,6 +83,10 @@ pub(crate) enum Place {
     Pci(PciAddress),
     /// A place for a virtio device, by number.
     Mmio(u64),
+    /// A controller of serial ports.
+    Port,
+    /// A channel and a unit.
+    Ide(u8, u8),
 }
 
 impl BusKind {
@@ -73,6 +97,8 @@ impl BusKind {
             Self::Isa => "ISA",
             Self::Pci => "PCI",
             Self::VirtioMmio => "virtio-bus",
+            Self::VirtioSerial => "virtio-serial-bus",
+            Self::Ide => "IDE",
         }
     }
 }
@@ -102,6 +128,14 @@ pub const KINDS: &[&DeviceKind] = &[
     &isa::PVPANIC,
     &disk::BLK_PCI,
     &disk::BLK_MMIO,
+    &balloon::BALLOON_PCI,
+    &balloon::BALLOON_MMIO,
+    &ports::CONTROLLER_PCI,
+    &ports::CONTROLLER_MMIO,
+    &ports::CONSOLE,
+    &ports::PORT,
+    &ide::DISK,
+    &ide::CD_ROM,
     &virtio::RNG_PCI,
     &virtio::RNG_MMIO,
 ];
@@ -111,6 +145,7 @@ pub(crate) struct Made {
     /// What is reset and saved.
     pub(crate) device: Arc<dyn Device>,
     pub(crate) place: Place,
+    pub(crate) part: Part,
     /// What works on its own and is held still with the machine.
     pub(crate) pausable: Option<Arc<dyn Pausable>>,
     /// How tables tell the guest of it, where it is not found on a bus.
@@ -127,11 +162,27 @@ impl Made {
         Self {
             device,
             place: Place::Isa,
+            part: Part::None,
             pausable: None,
             described: None,
             cable: None,
             detach: None,
         }
+    }
+}
+
+/// A device whose registers are its controller's; so is what it remembers.
+struct NoRegisters(&'static str);
+
+impl Device for NoRegisters {
+    fn reset(&self, _kind: ResetKind) {}
+
+    fn save(&self) -> Result<SavedState, device::Error> {
+        SavedState::of(self.0, 1, &())
+    }
+
+    fn restore(&self, state: &SavedState) -> Result<(), device::Error> {
+        state.read(self.0, 1)
     }
 }
 
@@ -176,6 +227,38 @@ pub fn split_arguments(
     let (driver, id) = (text("driver")?, text("id")?);
     let driver = driver.ok_or_else(|| QmpError::missing_parameter("driver"))?;
     Ok((driver, id, members.into_iter().collect()))
+}
+
+/// What `-device help` prints: every kind, by category.
+#[must_use]
+pub fn help() -> String {
+    let mut kinds = KINDS.to_vec();
+    kinds.sort_by_key(|kind| (kind.category, kind.name));
+    let mut text = String::new();
+    let mut category = "";
+    for kind in kinds {
+        if kind.category != category {
+            category = kind.category;
+            text.push_str(&format!("{category} devices:\n"));
+        }
+        let (name, bus, description) = (kind.name, kind.bus.as_str(), kind.description);
+        text.push_str(&format!(
+            "name \"{name}\", bus {bus}, desc \"{description}\"\n"
+        ));
+    }
+    text
+}
+
+/// What `-device DRIVER,help` prints: the properties of a kind.
+#[must_use]
+pub fn help_of(driver: &str) -> Option<String> {
+    let kind = DeviceKind::find(driver)?;
+    let mut text = format!("{} options:\n", kind.name);
+    for property in kind.properties {
+        let left = format!("{}=<{}>", property.name, property.type_name);
+        text.push_str(&format!("  {left:22} - {}\n", property.description));
+    }
+    Some(text)
 }
 
 impl DeviceKind {
@@ -275,36 +358,24 @@ impl Control {
         let device = devices
             .find(|device| device.id.as_deref() == Some(id) || device.qom_path() == id)
             .ok_or_else(|| QmpError::device_not_found(id))?;
-        let Place::Pci(address) = device.made.place else {
+        let place = device.made.place;
+        if !matches!(place, Place::Pci(_) | Place::Port) {
             let name = device.kind.name;
             return Err(QmpError::generic(format!(
                 "Device '{name}' does not support hotplugging"
             )));
-        };
+        }
         if device.asked_back {
             return Err(QmpError::generic(format!(
                 "Device {id} is already in the process of unplug"
             )));
         }
         device.asked_back = true;
-        self.ask_back(address);
+        match place {
+            Place::Pci(address) => self.ask_back(address),
+            _ => self.take_asked_back(),
+        }
         Ok(())
-    }
-
-    /// `balloon`.
-    ///
-    /// # Errors
-    /// There is no balloon.
-    pub(crate) fn set_balloon(&mut self, _target: i64) -> Result<(), QmpError> {
-        Err(QmpError::device_not_active("balloon"))
-    }
-
-    /// What the guest has, as its balloon leaves it.
-    ///
-    /// # Errors
-    /// There is no balloon.
-    pub(crate) fn balloon_bytes(&self) -> Result<i64, QmpError> {
-        Err(QmpError::device_not_active("balloon"))
     }
 
     /// Threads that devices' requests run on.
@@ -335,6 +406,19 @@ impl Control {
             .iter()
             .filter_map(|device| device.made.cable.clone());
         cables.collect()
+    }
+
+    /// Puts a drive onto the IDE controller.
+    fn attach_ide(
+        &self,
+        place: IdePlace,
+        options: DriveOptions,
+    ) -> Result<Arc<dyn Device>, QmpError> {
+        let pci = self.chips.as_ref().and_then(|chips| chips.pci.as_ref());
+        let pci = pci.ok_or_else(|| QmpError::generic("this machine has no IDE bus"))?;
+        let attached = pci.ide.attach(place, options);
+        attached.map_err(|error| QmpError::generic(error.to_string()))?;
+        Ok(Arc::new(NoRegisters("ide-drive")))
     }
 
     /// Puts a handler of an ISA device at ports.

@@ -128,7 +128,7 @@ impl Control {
     /// Takes out what the guest has let go of.
     pub(crate) fn take_ejected(&mut self) {
         let slots = self.ejections.take();
-        self.take_out(|place| match place {
+        self.take_out(|device| match device.made.place {
             Place::Pci(address) => slots >> address.slot() & 1 != 0,
             _ => false,
         });
@@ -136,20 +136,12 @@ impl Control {
 
     /// Takes out devices that were asked back, at a reset: the guest that held them is gone.
     pub(crate) fn take_asked_back(&mut self) {
-        let asked: Vec<Place> = self
-            .devices
-            .iter()
-            .filter(|device| device.asked_back)
-            .map(|device| device.made.place)
-            .collect();
-        self.take_out(|place| asked.contains(&place));
+        self.take_out(|device| device.asked_back);
     }
 
-    fn take_out(&mut self, chosen: impl Fn(Place) -> bool) {
+    fn take_out(&mut self, chosen: impl Fn(&Plugged) -> bool) {
         let devices = std::mem::take(&mut self.devices);
-        let (gone, stay): (Vec<Plugged>, Vec<Plugged>) = devices
-            .into_iter()
-            .partition(|device| chosen(device.made.place));
+        let (gone, stay): (Vec<Plugged>, Vec<Plugged>) = devices.into_iter().partition(chosen);
         self.devices = stay;
         self.objects.update(self);
         for device in gone {

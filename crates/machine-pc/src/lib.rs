@@ -40,6 +40,7 @@ pub mod memory;
 mod msr;
 mod pci_setup;
 mod qom;
+pub mod qtest;
 mod run_state;
 mod serial;
 

@@ -13,14 +13,17 @@ use std::any::Any;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use dev_virtio::VirtioBalloon;
 use objects::{ChildSource, Object, ObjectError, ObjectTree, ObjectTypes, Property, TypeSpec};
 use parking_lot::Mutex;
 use serde_json::Value;
 
 use crate::board::BOARDS;
 use crate::control::Control;
-use crate::devices::KINDS;
+use crate::devices::{KINDS, Part, guest_stats};
 
+/// How often the balloon asks the guest.
+const POLLING: &str = "guest-stats-polling-interval";
 /// Properties of a board.
 const BOARD_PROPERTIES: [&str; 4] = ["type", "memory", "kernel", "append"];
 /// Chips of the boards, as types.
@@ -36,6 +39,7 @@ const CHIPS: &[&str] = &[
     "port92",
     "i440FX",
     "PIIX3",
+    "piix3-ide",
     "PIIX4_PM",
     "pci-config-ports",
     "acpi-pci-hotplug",
@@ -67,7 +71,10 @@ pub fn register_types(types: &mut ObjectTypes) {
     for kind in KINDS {
         let properties = kind.properties.iter();
         let properties = properties
-            .map(|spec| Property::read_only(spec.name, spec.type_name))
+            .map(|spec| match spec.name {
+                POLLING => Property::writable(spec.name, spec.type_name),
+                _ => Property::read_only(spec.name, spec.type_name),
+            })
             .collect();
         types.register(TypeSpec::concrete(kind.name, "device", properties));
     }
@@ -80,6 +87,7 @@ const BOARD_TYPES: &[&str] = &["pc-i440fx-10.0-machine", "microvm-machine", "non
 struct Shown {
     type_name: &'static str,
     values: BTreeMap<String, Value>,
+    balloon: Option<Arc<VirtioBalloon>>,
 }
 
 impl Object for Shown {
@@ -88,6 +96,11 @@ impl Object for Shown {
     }
 
     fn get(&self, property: &str) -> Result<Value, ObjectError> {
+        match (&self.balloon, property) {
+            (Some(balloon), "guest-stats") => return Ok(guest_stats(balloon)),
+            (Some(balloon), POLLING) => return Ok(balloon.polling_interval_s().into()),
+            _ => {}
+        }
         // A property that nobody set has no value to show.
         Ok(self
             .values
@@ -96,7 +109,12 @@ impl Object for Shown {
             .unwrap_or_else(|| Value::from("")))
     }
 
-    fn set(&self, property: &str, _value: Value) -> Result<(), ObjectError> {
+    fn set(&self, property: &str, value: Value) -> Result<(), ObjectError> {
+        let interval = value.as_u64().and_then(|value| u32::try_from(value).ok());
+        if let (Some(balloon), POLLING, Some(interval)) = (&self.balloon, property, interval) {
+            balloon.set_polling_interval_s(interval);
+            return Ok(());
+        }
         Err(ObjectError::PropertyNotFound {
             type_name: self.type_name.to_owned(),
             property: property.to_owned(),
@@ -126,7 +144,11 @@ pub(crate) struct MachineObjects {
 }
 
 fn shown(type_name: &'static str, values: BTreeMap<String, Value>) -> Arc<dyn Object> {
-    Arc::new(Shown { type_name, values })
+    Arc::new(Shown {
+        type_name,
+        values,
+        balloon: None,
+    })
 }
 
 /// The static text of a name that the tables above know.
@@ -180,7 +202,15 @@ impl MachineObjects {
     pub(crate) fn update(&self, control: &Control) {
         let (mut named, mut anonymous) = (Vec::new(), Vec::new());
         for device in &control.devices {
-            let object = shown(device.kind.name, device.properties.clone());
+            let balloon = match &device.made.part {
+                Part::Balloon(balloon) => Some(Arc::clone(balloon)),
+                _ => None,
+            };
+            let object: Arc<dyn Object> = Arc::new(Shown {
+                type_name: device.kind.name,
+                values: device.properties.clone(),
+                balloon,
+            });
             match &device.id {
                 Some(id) => named.push((id.clone(), object)),
                 None => anonymous.push((format!("device[{}]", device.number), object)),

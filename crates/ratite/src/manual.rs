@@ -14,6 +14,7 @@ fn program() -> Command {
     Command::new("ratite")
         .about("QEMU's machine protocol, and the machine and the disks behind it.")
         .version(env!("CARGO_PKG_VERSION"))
+        .subcommand(crate::system::options::command())
         .subcommand(crate::storage_daemon::options::command())
         .subcommand(crate::qmp_shell::command().name("qmp"))
         .subcommand(crate::qapi_command::command())
@@ -77,6 +78,7 @@ mod tests {
         pages(folder.path()).unwrap();
         for name in [
             "ratite",
+            "ratite-system",
             "ratite-storage-daemon",
             "ratite-qmp",
             "ratite-qapi",

@@ -11,7 +11,9 @@ fn main() -> ExitCode {
         Some("qmp_bytes") => fuzz_bodies::qmp_bytes,
         Some("qcow2_image") => fuzz_bodies::qcow2_image,
         Some("nbd_client_bytes") => fuzz_bodies::nbd_client_bytes,
+        Some("kernel_image") => fuzz_bodies::kernel_image,
         Some("option_text") => fuzz_bodies::option_text,
+        Some("virtio_driver") => fuzz_bodies::virtio_driver,
         _ => {
             eprintln!("usage: replay TARGET FILE...");
             return ExitCode::FAILURE;

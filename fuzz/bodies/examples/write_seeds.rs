@@ -126,6 +126,12 @@ fn main() {
     with_backing(&images, scratch.path());
     with_data_file(&images, scratch.path());
     with_snapshot(&images, scratch.path());
+    let kernels = corpus.join("kernel_image");
+    fs::create_dir_all(&kernels).expect("the corpus can be written");
+    for (name, choice, kernel) in kernels_of_every_format() {
+        let bytes = [vec![30, choice], kernel].concat();
+        fs::write(kernels.join(name), bytes).expect("the corpus can be written");
+    }
     let handshakes = corpus.join("nbd_client_bytes");
     fs::create_dir_all(&handshakes).expect("the corpus can be written");
     for (name, choice, tls, wishes) in wishes() {
@@ -133,6 +139,106 @@ fn main() {
         bytes.extend(conversation(tls, wishes));
         fs::write(handshakes.join(name), bytes).expect("the corpus can be written");
     }
+}
+
+fn put(file: &mut [u8], at: usize, bytes: &[u8]) {
+    file[at..at + bytes.len()].copy_from_slice(bytes);
+}
+
+fn bzimage(version: u16, extended: u8, code: &[u8]) -> Vec<u8> {
+    let mut file = vec![0; 1024];
+    put(&mut file, 0x1f1, &[1]);
+    put(&mut file, 0x1fe, &[0x55, 0xaa, 0xeb, 0x6a]);
+    put(&mut file, 0x202, b"HdrS");
+    put(&mut file, 0x206, &version.to_le_bytes());
+    put(&mut file, 0x211, &[1]);
+    put(&mut file, 0x22c, &0x7fff_ffff_u32.to_le_bytes());
+    put(&mut file, 0x230, &[0, 0, 0x10, 0, 1]);
+    put(&mut file, 0x236, &[extended]);
+    put(&mut file, 0x238, &[255, 7]);
+    put(&mut file, 0x258, &(4_u64 << 20).to_le_bytes());
+    put(&mut file, 0x260, &(1_u32 << 20).to_le_bytes());
+    file.extend(code);
+    file
+}
+
+/// An ELF image with a segment at 1 MiB and a note.
+fn elf(is_64_bit: bool, segment: &[u8], note: &[u8]) -> Vec<u8> {
+    let (header, entry) = if is_64_bit { (64, 56) } else { (52, 32) };
+    let width = if is_64_bit { 8 } else { 4 };
+    let mut file = vec![0x7f, b'E', b'L', b'F', width / 4, 1, 1];
+    file.resize(16, 0);
+    file.extend([2, 0, if is_64_bit { 62 } else { 3 }, 0, 1, 0, 0, 0]);
+    let number = |file: &mut Vec<u8>, value: u64| {
+        file.extend(&value.to_le_bytes()[..usize::from(width)]);
+    };
+    for value in [1 << 20, header, 0] {
+        number(&mut file, value);
+    }
+    file.extend([
+        0,
+        0,
+        0,
+        0,
+        header as u8,
+        0,
+        entry,
+        0,
+        2,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+    ]);
+    let contents = header + 2 * u64::from(entry);
+    let after = contents + segment.len() as u64;
+    for (kind, offset, bytes) in [(1, contents, segment), (4, after, note)] {
+        let length = bytes.len() as u64;
+        file.extend([kind, 0, 0, 0]);
+        if is_64_bit {
+            file.extend([7, 0, 0, 0]);
+        }
+        for value in [offset, 1 << 20, 1 << 20, length, length + 100] {
+            number(&mut file, value);
+        }
+        if is_64_bit {
+            number(&mut file, 4);
+        } else {
+            file.extend([7, 0, 0, 0, 4, 0, 0, 0]);
+        }
+    }
+    file.extend(segment);
+    file.extend(note);
+    file
+}
+
+fn multiboot(flags: u32, fields: &[u32]) -> Vec<u8> {
+    let magic = 0x1bad_b002_u32;
+    let sum = 0_u32.wrapping_sub(magic).wrapping_sub(flags);
+    let all = [magic, flags, sum]
+        .into_iter()
+        .chain(fields.iter().copied());
+    all.flat_map(u32::to_le_bytes).chain([0xf4; 40]).collect()
+}
+
+/// Kernels: the name, the body's second byte, the file.
+fn kernels_of_every_format() -> Vec<(&'static str, u8, Vec<u8>)> {
+    let note = b"\x04\0\0\0\x04\0\0\0\x12\0\0\0Xen\0\x10\0\x10\0";
+    let start = 0x30_0000;
+    let addresses = [start, start, 0, start + 9000, start + 32];
+    vec![
+        ("bzimage-64", 0x20, bzimage(0x20f, 3, &[0x90; 600])),
+        ("bzimage-32", 0x21, bzimage(0x20a, 0, &[0x90; 64])),
+        ("bzimage-old", 0x10, bzimage(0x202, 0, &[0x90; 64])),
+        ("pvh-64", 0x24, elf(true, &[0x90; 64], note)),
+        ("pvh-32", 0x24, elf(false, &[0x90; 64], note)),
+        ("vmlinux", 0x22, elf(true, &[0x90; 64], &[])),
+        ("multiboot-elf", 0x24, elf(false, &multiboot(3, &[]), &[])),
+        ("multiboot-addresses", 0x14, multiboot(1 << 16, &addresses)),
+    ]
 }
 
 fn run(command: &mut Command) {

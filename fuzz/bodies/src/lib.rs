@@ -12,7 +12,9 @@
 //! | [`qmp_bytes`] | how the stream is cut changes nothing; parse, encode, parse is identity |
 //! | [`qcow2_image`] | a naive reader of the format agrees on every byte that both accept; writing to a sound image leaves it sound, with the content that was written |
 //! | [`nbd_client_bytes`] | how the stream is cut changes nothing; output is bounded; a request that may run is within the export; headers survive encoding |
+//! | [`kernel_image`] | what is loaded lies in free RAM and not on itself, and is the same each time |
 //! | [`option_text`] | `key=value` text written out again parses the same; typed options survive JSON; sizes agree with floating point |
+//! | [`virtio_driver`] | nothing is written but what the driver named; a restored state is the saved one; after a reset the device works |
 //!
 //! A new target is a file here, a line in the table, a binary in `fuzz/Cargo.toml`, a folder of
 //! seeds in `fuzz/corpus`, and a line in `tests/corpus.rs` and `xtask/src/soak.rs`.
@@ -24,6 +26,7 @@
     reason = "a panic is how a fuzz target tells of a fault"
 )]
 
+mod kernel_image;
 mod nbd_client_bytes;
 mod option_text;
 mod pieces;
@@ -31,9 +34,12 @@ mod qapi_text;
 mod qcow2_image;
 mod qcow2_reference;
 mod qmp_bytes;
+mod virtio_driver;
 
+pub use kernel_image::kernel_image;
 pub use nbd_client_bytes::nbd_client_bytes;
 pub use option_text::option_text;
 pub use qapi_text::qapi_text;
 pub use qcow2_image::{Compared, compare_and_write, pack_image, qcow2_image, unpack_image};
 pub use qmp_bytes::qmp_bytes;
+pub use virtio_driver::virtio_driver;

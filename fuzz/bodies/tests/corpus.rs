@@ -15,8 +15,8 @@ use std::path::{Path, PathBuf};
 
 use block_doubles::Rng;
 use fuzz_bodies::{
-    compare_and_write, nbd_client_bytes, option_text, pack_image, qapi_text, qcow2_image,
-    qmp_bytes, unpack_image,
+    compare_and_write, kernel_image, nbd_client_bytes, option_text, pack_image, qapi_text,
+    qcow2_image, qmp_bytes, unpack_image, virtio_driver,
 };
 
 /// Longest mutated input.
@@ -123,8 +123,18 @@ fn nbd_client_bytes_hold() {
 }
 
 #[test]
+fn kernel_images_hold() {
+    run("kernel_image", kernel_image, 2000);
+}
+
+#[test]
 fn option_text_holds() {
     run("option_text", option_text, 2000);
+}
+
+#[test]
+fn virtio_drivers_hold() {
+    run("virtio_driver", virtio_driver, 3000);
 }
 
 /// The oracles have something to compare: QEMU's images are accepted by both readers.

@@ -407,5 +407,6 @@ fn sleep_states(power: Power) -> Vec<Code> {
     }
 }
 
-/// The sleep type of "off" for boards with hardware-reduced ACPI.
-pub(super) const REDUCED_S5: u8 = 5;
+/// The sleep type of "off" for boards with hardware-reduced ACPI: in bits 2 to 4 of the sleep
+/// control register, with bit 5 to enter it.
+pub const REDUCED_S5: u8 = 5;

@@ -6,7 +6,7 @@ use crate::cpu::RCX;
 use crate::domain::{Domain, Flow, Handler, Op, W16, W32, W64, Width};
 use crate::flags;
 use crate::isa::moves::{by_condition, condition_number};
-use crate::lower::{Dst, Kind, Lowered, Mem, Place, Shape, by_wide, end};
+use crate::lower::{Dst, Kind, Lowered, Mem, Place, Shape, by_wide, end, fork};
 
 fn jcc<D: Domain, W: Width, const CC: u8>(d: &mut D, op: &Op) -> Flow {
     let c = flags::condition::<D, CC>(d);
@@ -126,6 +126,19 @@ fn ret_bits(i: &Instruction) -> u32 {
     }
 }
 
+fn lower_conditional<D: Domain>(i: &Instruction) -> Option<Lowered<D>> {
+    fork(match i.mnemonic() {
+        Mnemonic::Jcxz => pick_jcxz::<D>(i, 16)?,
+        Mnemonic::Jecxz => pick_jcxz::<D>(i, 32)?,
+        Mnemonic::Jrcxz => pick_jcxz::<D>(i, 64)?,
+        _ if i.is_jcc_short_or_near() => {
+            let cc = condition_number(i)?;
+            by_wide!(branch_bits(i), W => by_condition!(cc, CC => jcc::<D, W, CC>))
+        }
+        _ => return None,
+    })
+}
+
 pub(crate) fn lower<D: Domain>(i: &Instruction, s: &Shape) -> Option<Lowered<D>> {
     let near =
         s.first == Kind::Imm && !matches!(i.op0_kind(), OpKind::FarBranch16 | OpKind::FarBranch32);
@@ -144,13 +157,6 @@ pub(crate) fn lower<D: Domain>(i: &Instruction, s: &Shape) -> Option<Lowered<D>>
         Mnemonic::Loop => pick_loop::<D, 0>(i, loop_counter_bits(i))?,
         Mnemonic::Loope => pick_loop::<D, 1>(i, loop_counter_bits(i))?,
         Mnemonic::Loopne => pick_loop::<D, 2>(i, loop_counter_bits(i))?,
-        Mnemonic::Jcxz => pick_jcxz::<D>(i, 16)?,
-        Mnemonic::Jecxz => pick_jcxz::<D>(i, 32)?,
-        Mnemonic::Jrcxz => pick_jcxz::<D>(i, 64)?,
-        _ if i.is_jcc_short_or_near() => {
-            let cc = condition_number(i)?;
-            by_wide!(branch_bits(i), W => by_condition!(cc, CC => jcc::<D, W, CC>))
-        }
-        _ => return None,
+        _ => return lower_conditional(i),
     })
 }

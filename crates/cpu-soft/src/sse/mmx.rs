@@ -52,12 +52,19 @@ impl Cpu {
 struct Mmx<F, const BYTES: u64>(std::marker::PhantomData<F>);
 impl<F: Packed, const BYTES: u64> Helper for Mmx<F, BYTES> {
     fn run(cpu: &mut Cpu, op: &Op) -> Flow {
-        cpu.mmx_ready()?;
-        let b = cpu.mm_source(op, BYTES)?;
-        let a = cpu.mm(op.dst);
+        cpu.run_mmx(op, F::f, BYTES)
+    }
+}
+
+impl Cpu {
+    #[inline(never)]
+    fn run_mmx(&mut self, op: &Op, f: fn(&mut Env, u128, u128, u8) -> u128, bytes: u64) -> Flow {
+        self.mmx_ready()?;
+        let b = self.mm_source(op, bytes)?;
+        let a = self.mm(op.dst);
         let mut env = Env::default();
-        let r = F::f(&mut env, u128::from(a), u128::from(b), op.imm as u8);
-        cpu.set_mm(op.dst, r as u64);
+        let r = f(&mut env, u128::from(a), u128::from(b), op.imm as u8);
+        self.set_mm(op.dst, r as u64);
         Ok(())
     }
 }

@@ -139,6 +139,7 @@ impl Cpu {
     }
 
     /// A register or a memory operand of up to 32 bytes.
+    #[inline(never)]
     fn wide_source(&mut self, op: &Op, register: u8, bytes: u64) -> Result<[u128; 2], Stop> {
         if op.prefix & prefix::MEMORY == 0 {
             return Ok(self.ymm(register));
@@ -158,6 +159,7 @@ impl Cpu {
         ])
     }
 
+    #[inline(never)]
     fn store_wide(&mut self, op: &Op, value: [u128; 2], aligned: bool) -> Flow {
         let linear = self.linear_of(op, 0, 32, true)?;
         if aligned && linear & 31 != 0 {
@@ -185,6 +187,7 @@ impl Cpu {
     }
 
     /// A memory operand of 1 to 16 bytes, zero-extended.
+    #[inline(never)]
     fn load_vector(&mut self, op: &Op, bytes: u64, aligned: bool) -> Result<u128, Stop> {
         let linear = self.linear_of(op, 0, bytes, false)?;
         if aligned && linear & (bytes - 1) != 0 {
@@ -209,6 +212,7 @@ impl Cpu {
         }
     }
 
+    #[inline(never)]
     fn store_vector(&mut self, op: &Op, value: u128, bytes: u64, aligned: bool) -> Flow {
         let linear = self.linear_of(op, 0, bytes, true)?;
         if aligned && linear & (bytes - 1) != 0 {
@@ -253,63 +257,104 @@ pub(crate) trait Packed {
     fn f(env: &mut Env, a: u128, b: u128, imm: u8) -> u128;
 }
 
-/// One copy of each operation, which its handlers share.
-#[inline(never)]
-fn apply<F: Packed>(env: &mut Env, a: u128, b: u128, imm: u8) -> u128 {
-    F::f(env, a, b, imm)
+/// A [`Packed`] as a value, so that what surrounds the operations exists once.
+#[derive(Clone, Copy)]
+struct Operation {
+    f: fn(&mut Env, u128, u128, u8) -> u128,
+    bytes: u64,
+    wide_bytes: u64,
+    float: bool,
+    immediate: u8,
+    upper: u32,
+    shared: bool,
+    widens: bool,
+    narrows: bool,
 }
 
-struct Run<F>(std::marker::PhantomData<F>);
-impl<F: Packed> Helper for Run<F> {
-    fn run(cpu: &mut Cpu, op: &Op) -> Flow {
-        cpu.sse_ready()?;
-        let b = cpu.vector_source(op, F::BYTES, F::BYTES == 16)?;
-        let a = cpu.xmm(op.dst);
-        let imm = op.imm as u8 & F::IMMEDIATE;
-        if F::FLOAT {
-            let mut env = cpu.float_env();
-            let r = apply::<F>(&mut env, a, b, imm);
-            cpu.float_done(&env)?;
-            cpu.set_xmm(op.dst, r);
-        } else {
-            cpu.set_xmm(op.dst, F::f(&mut Env::default(), a, b, imm));
+impl Operation {
+    const fn of<F: Packed>() -> Self {
+        Self {
+            f: F::f,
+            bytes: F::BYTES,
+            wide_bytes: F::WIDE_BYTES,
+            float: F::FLOAT,
+            immediate: F::IMMEDIATE,
+            upper: F::UPPER,
+            shared: F::SHARED,
+            widens: F::WIDENS,
+            narrows: F::NARROWS,
         }
-        Ok(())
     }
 }
 
-/// With VEX prefix. `WIDE`: YMM registers. `THREE`: the first operand is only written.
-struct Vex<F, const WIDE: bool, const THREE: bool>(std::marker::PhantomData<F>);
-impl<F: Packed, const WIDE: bool, const THREE: bool> Helper for Vex<F, WIDE, THREE> {
-    fn run(cpu: &mut Cpu, op: &Op) -> Flow {
-        cpu.avx_ready()?;
-        let bytes = if WIDE { F::WIDE_BYTES } else { F::BYTES };
-        let register = if THREE { op.aux } else { op.src };
-        let [b0, mut b1] = cpu.wide_source(op, register, bytes)?;
-        if F::SHARED {
+impl Cpu {
+    #[inline(never)]
+    fn run_sse(&mut self, op: &Op, operation: &Operation) -> Flow {
+        self.sse_ready()?;
+        let b = self.vector_source(op, operation.bytes, operation.bytes == 16)?;
+        let a = self.xmm(op.dst);
+        let imm = op.imm as u8 & operation.immediate;
+        let r = if operation.float {
+            let mut env = self.float_env();
+            let r = (operation.f)(&mut env, a, b, imm);
+            self.float_done(&env)?;
+            r
+        } else {
+            (operation.f)(&mut Env::default(), a, b, imm)
+        };
+        self.set_xmm(op.dst, r);
+        Ok(())
+    }
+
+    /// With VEX prefix. `wide`: YMM registers. `three`: the first operand is only written.
+    #[inline(never)]
+    fn run_vex(&mut self, op: &Op, operation: &Operation, wide: bool, three: bool) -> Flow {
+        self.avx_ready()?;
+        let bytes = if wide {
+            operation.wide_bytes
+        } else {
+            operation.bytes
+        };
+        let register = if three { op.aux } else { op.src };
+        let [b0, mut b1] = self.wide_source(op, register, bytes)?;
+        if operation.shared {
             b1 = b0;
         }
-        if F::WIDENS {
-            b1 = b0 >> (F::BYTES * 8);
+        if operation.widens {
+            b1 = b0 >> (operation.bytes * 8);
         }
-        let [a0, a1] = if THREE { cpu.ymm(op.src) } else { [0; 2] };
-        let mut env = cpu.float_env();
+        let [a0, a1] = if three { self.ymm(op.src) } else { [0; 2] };
+        let mut env = self.float_env();
         let imm = op.imm as u8;
-        let mut r = [apply::<F>(&mut env, a0, b0, imm), 0];
-        if WIDE {
-            let high = apply::<F>(&mut env, a1, b1, imm >> F::UPPER);
+        let mut r = [(operation.f)(&mut env, a0, b0, imm), 0];
+        if wide {
+            let high = (operation.f)(&mut env, a1, b1, imm >> operation.upper);
             let [low, _] = r;
-            r = if F::NARROWS {
+            r = if operation.narrows {
                 [low | (high << 64), 0]
             } else {
                 [low, high]
             };
         }
-        if F::FLOAT {
-            cpu.float_done(&env)?;
+        if operation.float {
+            self.float_done(&env)?;
         }
-        cpu.set_ymm(op.dst, r);
+        self.set_ymm(op.dst, r);
         Ok(())
+    }
+}
+
+struct Run<F>(std::marker::PhantomData<F>);
+impl<F: Packed> Helper for Run<F> {
+    fn run(cpu: &mut Cpu, op: &Op) -> Flow {
+        cpu.run_sse(op, const { &Operation::of::<F>() })
+    }
+}
+
+struct Vex<F, const WIDE: bool, const THREE: bool>(std::marker::PhantomData<F>);
+impl<F: Packed, const WIDE: bool, const THREE: bool> Helper for Vex<F, WIDE, THREE> {
+    fn run(cpu: &mut Cpu, op: &Op) -> Flow {
+        cpu.run_vex(op, const { &Operation::of::<F>() }, WIDE, THREE)
     }
 }
 

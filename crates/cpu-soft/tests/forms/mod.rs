@@ -18,8 +18,11 @@ pub struct Form {
     pub tolerance: f32,
     /// x87 registers may differ by so many units in the last place, and C1 then.
     pub ulps: u64,
+    /// Registers hold 32 bits.
+    pub narrow: bool,
 }
 
+pub mod narrow;
 pub mod vector;
 pub mod x87;
 
@@ -48,6 +51,7 @@ impl Form {
             x87: false,
             tolerance: 0.0,
             ulps: 0,
+            narrow: false,
         }
     }
 
@@ -766,6 +770,27 @@ pub fn stack() -> Vec<Form> {
     ];
     forms.push(Form::new("pushfq", code).undefined(|_| AF));
     forms.push(Form::new("popfq", vec![0x25, 0xd5, 8, 0, 0, 0x50, 0x9d]));
+    forms
+}
+
+/// RDFSBASE, WRFSBASE and those of GS, which are put back behind. The host must allow them.
+pub fn bases() -> Vec<Form> {
+    let mut forms = Vec::new();
+    for (read, write) in [(0xc0, 0xd0), (0xc8, 0xd8)] {
+        for rex in [&[][..], &[0x48]] {
+            // rdbase r11; wrbase rax (32 or 64 bits); rdbase rcx; wrbase r11; xor r11, r11
+            let code = [
+                &[0xf3, 0x49, 0x0f, 0xae, read | 3, 0xf3][..],
+                rex,
+                &[0x0f, 0xae, write, 0xf3],
+                rex,
+                &[0x0f, 0xae, read | 1],
+                &[0xf3, 0x49, 0x0f, 0xae, write | 3, 0x4d, 0x31, 0xdb],
+            ]
+            .concat();
+            forms.push(Form::new(format!("base {code:02x?}"), code).undefined(|_| AF));
+        }
+    }
     forms
 }
 

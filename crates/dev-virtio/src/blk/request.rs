@@ -156,6 +156,12 @@ impl Judge {
         }
         let [low, high, sectors, flags] = words(&range);
         let sector = u64::from(high) << 32 | u64::from(low);
+        let bytes = u64::from(sectors) * SECTOR_BYTES;
+        let offset = sector.checked_mul(SECTOR_BYTES);
+        let offset = offset.filter(|offset| self.is_in_range(*offset, bytes));
+        let Some(offset) = offset.filter(|_| sectors <= MAX_RANGE_SECTORS) else {
+            return Work::Invalid { is_read: false };
+        };
         // A discard unmaps anyway, and has no flag to say so (5.2.6.2).
         let known = if is_discard {
             0
@@ -163,26 +169,17 @@ impl Judge {
             VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP
         };
         if flags & !known != 0 {
-            return Work::Refused(Status::Unsupported);
-        }
-        let bytes = u64::from(sectors) * SECTOR_BYTES;
-        match sector.checked_mul(SECTOR_BYTES) {
-            Some(offset)
-                if self.is_writable
-                    && sectors <= MAX_RANGE_SECTORS
-                    && self.is_in_range(offset, bytes) =>
-            {
-                if is_discard {
-                    Work::Discard { offset, bytes }
-                } else {
-                    Work::WriteZeroes {
-                        offset,
-                        bytes,
-                        may_unmap: flags != 0,
-                    }
-                }
+            Work::Refused(Status::Unsupported)
+        } else if !self.is_writable {
+            Work::Invalid { is_read: false }
+        } else if is_discard {
+            Work::Discard { offset, bytes }
+        } else {
+            Work::WriteZeroes {
+                offset,
+                bytes,
+                may_unmap: flags != 0,
             }
-            _ => Work::Invalid { is_read: false },
         }
     }
 }

@@ -4,6 +4,8 @@ use std::sync::Arc;
 use device::Clock;
 use device::conformance::{self, Subject};
 
+use guest_memory::{GuestPhysAddr, RamOffset, RegionKind};
+
 use crate::test_driver::*;
 use crate::{EntropySource, HostEntropy, MMIO_BYTES, RngLimit, VirtioRng};
 
@@ -34,6 +36,24 @@ fn a_chain_is_filled_over_its_buffers() {
     assert_eq!(driver.get(BUFFERS, 4), [1, 2, 3, 0]);
     assert_eq!(driver.get(BUFFERS + 0x100, 6), [4, 5, 6, 7, 8, 0]);
     assert_eq!(driver.take_interrupt(), 1);
+}
+
+#[test]
+fn a_buffer_may_lie_in_two_regions() {
+    let memory = guest_memory_of(RAM_BYTES + 0x1000);
+    let end = GuestPhysAddr(RAM_START + RAM_BYTES);
+    let region = memory.remove(GuestPhysAddr(RAM_START)).unwrap();
+    let second = RamOffset(region.ram.0 + RAM_BYTES);
+    let kind = RegionKind::Ram;
+    memory
+        .add_alias(GuestPhysAddr(RAM_START), RAM_BYTES, region.ram, kind)
+        .unwrap();
+    memory.add_alias(end, 0x1000, second, kind).unwrap();
+    let mut driver = Driver::over(counting(None, &Clock::stepped()), memory);
+    driver.start(0);
+    let head = driver.send(0, &[writable(end.0 - 2, 5)]);
+    assert_eq!(driver.take_used(0), Some((head, 5)));
+    assert_eq!(driver.get(end.0 - 2, 6), [1, 2, 3, 4, 5, 0]);
 }
 
 #[test]

@@ -107,6 +107,23 @@ impl DiskIdentity {
     }
 }
 
+impl DiskIdentity {
+    /// Its id, or its path in the object tree.
+    pub(super) fn qdev(&self) -> &str {
+        &self.qdev
+    }
+
+    /// The name of its drive; empty if it has none.
+    pub(super) fn drive(&self) -> &str {
+        &self.drive
+    }
+
+    /// Whether the machine was stopped for an error of it.
+    pub(super) fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Relaxed)
+    }
+}
+
 impl BlockErrorSink for DiskIdentity {
     fn block_io_error(&self, error: &BlockIoError) {
         if error.action == BlockErrorAction::Stop {
@@ -128,15 +145,15 @@ struct BlkFrontend {
 
 impl Frontend for BlkFrontend {
     fn qdev(&self) -> String {
-        self.identity.qdev.clone()
+        self.identity.qdev().to_owned()
     }
 
     fn device_name(&self) -> String {
-        self.identity.drive.clone()
+        self.identity.drive().to_owned()
     }
 
     fn has_failed(&self) -> bool {
-        self.identity.failed.load(Ordering::Relaxed)
+        self.identity.has_failed()
     }
 
     fn length_changed(&self) {
@@ -151,6 +168,7 @@ pub(super) fn attach(
     control: &Control,
     properties: &mut Properties,
     drive: &str,
+    may_write: bool,
 ) -> Result<(Arc<BlockBackend>, bool), QmpError> {
     let graph = &control.services.graph;
     let name = control
@@ -164,7 +182,7 @@ pub(super) fn attach(
             "Property '{kind}.drive' can't find value '{drive}'"
         ))
     })?;
-    let is_writable = !node.is_read_only();
+    let is_writable = may_write && !node.is_read_only();
     let share_rw = properties.switch("share-rw")? == Some(true);
     let mut required = Permission::CONSISTENT_READ;
     if is_writable {
@@ -199,7 +217,8 @@ pub(super) fn executor(
     }
 }
 
-fn policy(properties: &mut Properties, name: &str) -> Result<BlockdevOnError, QmpError> {
+/// What `rerror` or `werror` asks for.
+pub(super) fn policy(properties: &mut Properties, name: &str) -> Result<BlockdevOnError, QmpError> {
     match properties.text(name)? {
         None => Ok(BlockdevOnError::Auto),
         Some(text) => api::from_json(text.into()),
@@ -259,7 +278,7 @@ fn make_blk(
         .text("drive")?
         .ok_or_else(|| QmpError::generic("drive property not set"))?;
     let executor = executor(control, properties)?;
-    let (backend, is_writable) = attach(control, properties, &drive)?;
+    let (backend, is_writable) = attach(control, properties, &drive, true)?;
     let made = over_backend(
         control,
         kind,

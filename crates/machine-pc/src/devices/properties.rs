@@ -36,6 +36,7 @@ pub struct Properties {
     kind: &'static DeviceKind,
     id: Option<String>,
     path: String,
+    bus: Option<String>,
     values: BTreeMap<String, Value>,
 }
 
@@ -50,6 +51,7 @@ impl Properties {
             kind,
             id,
             path,
+            bus: None,
             values,
         }
     }
@@ -57,6 +59,11 @@ impl Properties {
     /// The device's id.
     pub(crate) fn id(&self) -> Option<&str> {
         self.id.as_deref()
+    }
+
+    /// The bus that it shall sit on, if its maker named one.
+    pub(crate) fn bus(&self) -> Option<&str> {
+        self.bus.as_deref()
     }
 
     /// The device's path in the object tree.
@@ -119,7 +126,7 @@ impl Properties {
 
     /// All names must be the kind's; `bus` may be named by every device.
     pub(crate) fn check_names(&mut self) -> Result<(), QmpError> {
-        self.values.remove("bus");
+        self.bus = self.text("bus")?;
         let kind = self.kind;
         let unknown = |name: &&String| !kind.properties.iter().any(|spec| spec.name == **name);
         match self.values.keys().find(unknown) {

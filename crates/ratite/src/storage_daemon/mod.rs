@@ -267,12 +267,15 @@ impl Daemon {
         self.service.close().await;
         self.monitors.close().await;
     }
+}
 
-    /// Makes a sparse qcow2 image.
-    ///
-    /// # Errors
-    /// Words for people.
-    pub(crate) async fn create_disk(&self, path: &str, size: u64) -> Result<(), QmpError> {
-        self.service.create_disk(path, size).await
-    }
+/// Makes a sparse qcow2 image.
+///
+/// # Errors
+/// Words for people.
+pub(crate) async fn create_disk(runtime: &Runtime, path: &str, size: u64) -> anyhow::Result<()> {
+    let service = StorageService::new(runtime.handle().clone())?;
+    let made = service.create_disk(path, size).await;
+    service.close().await;
+    made.map_err(|error| anyhow::anyhow!(error.desc))
 }

@@ -14,6 +14,10 @@ pub(crate) enum Interface {
     None,
     /// A virtio disk.
     Virtio,
+    /// An IDE disk.
+    IdeDisk,
+    /// An IDE CD-ROM.
+    IdeCdRom,
 }
 
 /// What a drive asks for.
@@ -60,12 +64,21 @@ fn cache(mode: &str) -> Result<(bool, bool), QmpError> {
 /// Words for people.
 pub(crate) fn parse(text: &str, number: usize) -> Result<Drive, QmpError> {
     let mut flat = Flat::parse(text, "file")?;
-    let interface = match flat.take("if").as_deref() {
-        None | Some("virtio") => Interface::Virtio,
-        Some("none") => Interface::None,
+    let is_cdrom = match flat.take("media").as_deref() {
+        None | Some("disk") => false,
+        Some("cdrom") => true,
         Some(other) => {
+            return Err(QmpError::generic(format!("'{other}' invalid media")));
+        }
+    };
+    let interface = match (flat.take("if").as_deref(), is_cdrom) {
+        (Some("virtio"), _) => Interface::Virtio,
+        (Some("none"), _) => Interface::None,
+        (None | Some("ide"), false) => Interface::IdeDisk,
+        (None | Some("ide"), true) => Interface::IdeCdRom,
+        (Some(other), _) => {
             return Err(QmpError::generic(format!(
-                "unsupported bus type '{other}': virtio and none are there"
+                "unsupported bus type '{other}': ide, virtio and none are there"
             )));
         }
     };
@@ -75,6 +88,8 @@ pub(crate) fn parse(text: &str, number: usize) -> Result<Drive, QmpError> {
     let id = flat.take("id").unwrap_or_else(|| match interface {
         Interface::None => format!("none{number}"),
         Interface::Virtio => format!("virtio{number}"),
+        Interface::IdeDisk => format!("ide{}-hd{}", number / 2, number % 2),
+        Interface::IdeCdRom => format!("ide{}-cd{}", number / 2, number % 2),
     });
     let node_name = flat
         .take("node-name")
@@ -84,7 +99,7 @@ pub(crate) fn parse(text: &str, number: usize) -> Result<Drive, QmpError> {
     let cache_mode = flat.take("cache").unwrap_or_else(|| "writeback".to_owned());
     let (direct, no_flush) = cache(&cache_mode)?;
     let read_only = flat.switch("readonly")?.or(flat.switch("read-only")?);
-    let read_only = read_only.unwrap_or(Value::Bool(false));
+    let read_only = read_only.unwrap_or(Value::Bool(is_cdrom));
     let mut node = Map::new();
     let storage = json!({
         "driver": "file",
@@ -116,9 +131,8 @@ pub(crate) fn parse(text: &str, number: usize) -> Result<Drive, QmpError> {
     if matches!(&*cache_mode, "writethrough" | "directsync") {
         properties.insert("write-cache".to_owned(), "off".into());
     }
-    for ignored in ["index", "media"] {
-        flat.take(ignored);
-    }
+    // Drives sit in the order in which they are given.
+    flat.take("index");
     flat.end()?;
     Ok(Drive {
         id,
@@ -136,7 +150,9 @@ mod tests {
     #[test]
     fn a_drive_is_a_node_and_a_disk() {
         let drive = parse("file=/a,,b.img,format=raw,cache=none,id=d,serial=s", 0).unwrap();
-        assert_eq!((&*drive.id, drive.interface), ("d", Interface::Virtio));
+        assert_eq!((&*drive.id, drive.interface), ("d", Interface::IdeDisk));
+        let cd = parse("/x.iso,media=cdrom", 2).unwrap();
+        assert_eq!((&*cd.id, cd.interface), ("ide1-cd0", Interface::IdeCdRom));
         assert_eq!(drive.node["file"]["filename"], "/a,b.img");
         assert_eq!(drive.node["file"]["cache"]["direct"], true);
         assert_eq!(drive.properties["serial"], "s");

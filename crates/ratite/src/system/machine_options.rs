@@ -2,6 +2,7 @@
 
 use api::{PanicAction, QmpError, RebootAction, ShutdownAction, WatchdogAction};
 use machine_pc::board::{BOARDS, Board};
+use machine_pc::devices;
 use machine_pc::{AcceleratorKind, Actions, GuestFile, MachineConfig, Payload, RtcBase, Topology};
 
 use super::options::Given;
@@ -53,6 +54,11 @@ pub(crate) fn read(given: &[Given]) -> Result<Wanted, QmpError> {
         if matches!(*option, "machine" | "M" | "cpu" | "accel") && matches!(&**text, "help" | "?") {
             return Ok(Wanted::Help(help(option)));
         }
+        if *option == "device"
+            && let Some(text) = device_help(text)
+        {
+            return Ok(Wanted::Help(text));
+        }
         match *option {
             "machine" | "M" => machine(&mut config, &mut accelerators, text)?,
             "accel" => {
@@ -85,11 +91,19 @@ pub(crate) fn read(given: &[Given]) -> Result<Wanted, QmpError> {
     let (accelerator, warnings) = choose(&accelerators)?;
     config.accelerator = accelerator;
     if config.payload.kernel.is_none() {
+        let append = !config.payload.command_line.is_empty();
+        let is_embedded = config.payload.firmware.is_none()
+            && config.payload.initrd.is_none()
+            && config.accelerator != AcceleratorKind::Qtest;
+        let embedded = guest_payload::image().filter(|_| is_embedded);
+        config.payload.kernel = embedded.map(GuestFile::Embedded);
         let needs = [
             ("initrd", config.payload.initrd.is_some()),
-            ("append", !config.payload.command_line.is_empty()),
+            ("append", append),
         ];
-        if let Some((option, _)) = needs.iter().find(|(_, given)| *given) {
+        if config.payload.kernel.is_none()
+            && let Some((option, _)) = needs.iter().find(|(_, given)| *given)
+        {
             return Err(QmpError::generic(format!(
                 "-{option} only allowed with -kernel option"
             )));
@@ -127,6 +141,13 @@ fn help(option: &str) -> String {
             }
             text
         }
+    }
+}
+
+fn device_help(text: &str) -> Option<String> {
+    match text {
+        "help" | "?" => Some(devices::help()),
+        _ => text.strip_suffix(",help").and_then(devices::help_of),
     }
 }
 

@@ -61,7 +61,7 @@ pub(crate) fn main(program: &str, arguments: Vec<OsString>) -> ExitCode {
 
 fn run(program: &str, given: &[Given], daemonize: bool) -> Result<ExitCode, String> {
     let machine = match machine_options::read(given).map_err(|error| error.desc)? {
-        Wanted::Machine(machine) => machine,
+        Wanted::Machine(machine) => *machine,
         Wanted::Help(text) => {
             print!("{text}");
             return Ok(ExitCode::SUCCESS);
@@ -75,7 +75,7 @@ fn run(program: &str, given: &[Given], daemonize: bool) -> Result<ExitCode, Stri
         let mut signals =
             EndSignals::take().map_err(|error| format!("cannot wait for signals: {error}"))?;
         let mut system = tokio::select! {
-            system = System::set_up(&runtime, given, *machine) => system?,
+            system = System::set_up(&runtime, given, machine) => system?,
             () = signals.any() => return Ok(ExitStatus(0)),
         };
         let pidfile = given.iter().rev().find(|given| given.option == "pidfile");
@@ -94,6 +94,17 @@ fn run(program: &str, given: &[Given], daemonize: bool) -> Result<ExitCode, Stri
     // A chardev may still wait for a connection on a thread that nobody needs any more.
     runtime.shutdown_background();
     ended.map(|ExitStatus(code): ExitStatus| ExitCode::from(code))
+}
+
+/// The machine's own options among those given.
+///
+/// # Errors
+/// Words for people; a list that was asked for instead of a machine, too.
+pub(crate) fn machine_options_of(given: &[Given]) -> Result<MachineOptions, String> {
+    match machine_options::read(given).map_err(|error| error.desc)? {
+        Wanted::Machine(machine) => Ok(*machine),
+        Wanted::Help(text) => Err(text),
+    }
 }
 
 /// A machine with its disks and monitors, in this process.
@@ -166,8 +177,13 @@ impl System {
         self.add_serial_ports(given).await?;
         for drive in drives {
             let complain = |error: QmpError| format!("drive '{}': {}", drive.id, error.desc);
-            if drive.interface == DriveInterface::Virtio {
-                let driver = self.virtio_disk().await.map_err(complain)?;
+            let driver = match drive.interface {
+                DriveInterface::None => None,
+                DriveInterface::Virtio => Some(self.virtio_disk().await.map_err(complain)?),
+                DriveInterface::IdeDisk => Some("ide-hd"),
+                DriveInterface::IdeCdRom => Some("ide-cd"),
+            };
+            if let Some(driver) = driver {
                 let mut properties: BTreeMap<String, Value> =
                     drive.properties.clone().into_iter().collect();
                 properties.insert("drive".to_owned(), drive.id.clone().into());
@@ -179,12 +195,27 @@ impl System {
             let added = match one.option {
                 "device" => self.add_device(&one.text).await,
                 "debugcon" => self.add_debug_console(&one.text).await,
+                "qtest" => self.add_qtest(&one.text).await,
                 "qmp" => self.add_qmp(&one.text).await,
                 "mon" => self.add_monitor(&one.text),
                 "monitor" => refuse_readline(&one.text),
                 _ => continue,
             };
             added.map_err(of_option(one))?;
+        }
+        for one in given {
+            let done = match one.option {
+                "nbd-server" => match Options::parse(&one.text, None).and_then(Options::read) {
+                    Ok(options) => self.storage.start_nbd_server(options).await,
+                    Err(error) => Err(error),
+                },
+                "export" => match Options::parse(&one.text, Some("type")).and_then(Options::read) {
+                    Ok(options) => self.storage.add_export(options).await,
+                    Err(error) => Err(error),
+                },
+                _ => continue,
+            };
+            done.map_err(of_option(one))?;
         }
         let powered = self.machine.ask(|control| control.power_on()).await;
         powered
@@ -273,6 +304,15 @@ impl System {
         self.make_device("isa-debugcon", None, properties).await
     }
 
+    async fn add_qtest(&self, text: &str) -> Result<(), QmpError> {
+        if let Some(chardev) = self.chardev(text, "qtest").await? {
+            let claim = self.storage.chardevs().claim(&chardev)?;
+            let runtime = tokio::runtime::Handle::current();
+            machine_pc::qtest::serve(&self.machine, claim, &runtime);
+        }
+        Ok(())
+    }
+
     async fn add_qmp(&mut self, text: &str) -> Result<(), QmpError> {
         let id = format!("compat_monitor{}", self.waiting_monitors.len());
         if let Some(chardev) = self.chardev(text, &id).await? {
@@ -324,11 +364,18 @@ impl System {
             () = self.quit.notified() => ShutdownCause::HostQmpQuit,
             () = signals.any() => ShutdownCause::HostSignal,
         };
+        self.end_by(cause).await
+    }
+
+    /// Ends the machine as a person at its window would.
+    pub(crate) async fn switch_off(&self) -> ExitStatus {
+        self.end_by(ShutdownCause::HostUi).await
+    }
+
+    async fn end_by(&self, cause: ShutdownCause) -> ExitStatus {
+        let ending = self.machine.ask(move |control| control.shutdown(cause));
         // A machine that has ended meanwhile has ended.
-        let _ = self
-            .machine
-            .ask(move |control| control.shutdown(cause))
-            .await;
+        let _ = ending.await;
         self.machine.ended().await
     }
 
@@ -378,6 +425,7 @@ async fn add_drives(storage: &StorageService, given: &[Given]) -> Result<Vec<Dri
         let text = match one.option {
             "drive" => one.text.clone(),
             "hda" => format!("file={}", one.text.replace(',', ",,")),
+            "cdrom" => format!("file={},media=cdrom", one.text.replace(',', ",,")),
             _ => continue,
         };
         let drive = drive::parse(&text, drives.len()).map_err(of_option(one))?;

@@ -204,9 +204,21 @@ pub(crate) fn help(program: &str) -> String {
     text
 }
 
-/// Names and help of all options, for completions.
-pub(crate) fn names() -> impl Iterator<Item = (&'static str, &'static str)> {
-    OPTIONS.iter().map(|spec| (spec.name, spec.help))
+/// The table for completions and the manual page, which write options with two dashes.
+pub(crate) fn command() -> clap::Command {
+    let arguments = OPTIONS.iter().map(|spec| {
+        let argument = clap::Arg::new(spec.name).long(spec.name).help(spec.help);
+        match spec.argument {
+            Argument::None => argument.action(clap::ArgAction::SetTrue),
+            Argument::Text(value) => argument.value_name(value).action(clap::ArgAction::Append),
+        }
+    });
+    clap::Command::new("system")
+        .about("A PC under QMP.")
+        .after_help(EXAMPLES)
+        .disable_help_flag(true)
+        .disable_version_flag(true)
+        .args(arguments)
 }
 
 /// Reads the command line.
@@ -286,7 +298,8 @@ mod tests {
 
     #[test]
     fn names_are_unique() {
-        let mut all: Vec<_> = names().map(|(name, _)| name).collect();
+        command().debug_assert();
+        let mut all: Vec<_> = OPTIONS.iter().map(|spec| spec.name).collect();
         all.sort_unstable();
         let count = all.len();
         all.dedup();
