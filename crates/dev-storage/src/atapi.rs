@@ -201,13 +201,20 @@ fn execute(state: &mut DriveState, drive: &Drive) -> Outcome {
 
 fn run(state: &mut DriveState, drive: &Drive, packet: &[u8]) -> Result<Outcome, Sense> {
     let byte = |at: usize| packet.get(at).copied().unwrap_or(0);
-    let room = usize::from(be16(packet, 7));
     Ok(match byte(0) {
         0x00 => {
             state.check_medium(drive)?;
             state.packet_done()
         }
-        0x03 => request_sense(state, byte(4)),
+        0x03 => {
+            let mut sense = std::mem::take(&mut state.packet.sense);
+            if sense == (0, 0, 0)
+                && let Some((code, qualifier)) = state.packet.attention.take()
+            {
+                sense = (UNIT_ATTENTION, code, qualifier);
+            }
+            state.reply(replies::sense(sense), usize::from(byte(4)))
+        }
         0x12 => {
             if byte(1) & 1 != 0 || byte(2) != 0 {
                 return Err(BAD_FIELD);
@@ -233,7 +240,28 @@ fn run(state: &mut DriveState, drive: &Drive, packet: &[u8]) -> Result<Outcome, 
             }
             state.packet_done()
         }
-        0x43 => read_toc(state, drive, packet)?,
+        0x43 | 0x46 | 0x4a | 0x51 | 0x5a | 0xbd => describe(state, drive, packet)?,
+        0xbb => state.packet_done(),
+        _ => return Err(BAD_COMMAND),
+    })
+}
+
+/// What tells of the medium and of the drive, in as many bytes as the packet has room for.
+fn describe(state: &mut DriveState, drive: &Drive, packet: &[u8]) -> Result<Outcome, Sense> {
+    let byte = |at: usize| packet.get(at).copied().unwrap_or(0);
+    let room = usize::from(be16(packet, 7));
+    Ok(match byte(0) {
+        0x43 => {
+            state.check_medium(drive)?;
+            // Format in the place of now, else in that of SFF-8020i.
+            let format = match byte(2) & 15 {
+                0 => byte(9) >> 6,
+                format => format,
+            };
+            let as_time = byte(1) & 2 != 0;
+            let table = replies::table_of_contents(format, byte(6), as_time, drive.sectors());
+            state.reply(table.ok_or(BAD_FIELD)?, room)
+        }
         0x46 => {
             let reply = replies::configuration(drive, byte(1) & 3, be16(packet, 2));
             state.reply(reply, room)
@@ -256,38 +284,12 @@ fn run(state: &mut DriveState, drive: &Drive, packet: &[u8]) -> Result<Outcome, 
             let pages = replies::mode_pages(state, page).filter(|_| values != 3);
             state.reply(pages.ok_or(BAD_FIELD)?, room)
         }
-        0xbb => state.packet_done(),
         0xbd => {
             let reply = replies::mechanism(state.packet.is_open);
             state.reply(reply, usize::from(be16(packet, 8)))
         }
         _ => return Err(BAD_COMMAND),
     })
-}
-
-fn request_sense(state: &mut DriveState, room: u8) -> Outcome {
-    let mut sense = std::mem::take(&mut state.packet.sense);
-    if sense == (0, 0, 0)
-        && let Some((code, qualifier)) = state.packet.attention.take()
-    {
-        sense = (UNIT_ATTENTION, code, qualifier);
-    }
-    state.reply(replies::sense(sense), usize::from(room))
-}
-
-/// READ TOC/PMA/ATIP.
-fn read_toc(state: &mut DriveState, drive: &Drive, packet: &[u8]) -> Result<Outcome, Sense> {
-    let byte = |at: usize| packet.get(at).copied().unwrap_or(0);
-    state.check_medium(drive)?;
-    // Format in the place of now, else in that of SFF-8020i.
-    let format = match byte(2) & 15 {
-        0 => byte(9) >> 6,
-        format => format,
-    };
-    let as_time = byte(1) & 2 != 0;
-    let table = replies::table_of_contents(format, byte(6), as_time, drive.sectors());
-    let room = usize::from(be16(packet, 7));
-    Ok(state.reply(table.ok_or(BAD_FIELD)?, room))
 }
 
 /// READ CD, for sectors of user data only.

@@ -98,7 +98,7 @@ struct Qemu {
 
 impl Qemu {
     fn start(content: &[u8], device: &[&str]) -> Option<Qemu> {
-        if !std::env::var_os("RATITE_FULL").is_some_and(|value| value != "0") {
+        if std::env::var_os("RATITE_FULL").is_none_or(|value| value == "0") {
             eprintln!("compared with QEMU in the long form only: RATITE_FULL=1");
             return None;
         }

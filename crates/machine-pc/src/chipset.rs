@@ -84,6 +84,9 @@ pub(crate) struct PciChips {
     pub(crate) ide: Arc<Ide>,
 }
 
+/// The chips that all boards have, the bus of the APICs, and the switches in the lines of IRQ 0 and 8.
+type CommonChips = (Chipset, Arc<ApicBus>, [Arc<IrqGate>; 2]);
+
 /// No processor here has the deadline mode: its CPUID does not say so.
 struct NoDeadline;
 
@@ -183,9 +186,7 @@ impl Chipset {
     }
 
     /// What both boards have: interrupt controllers, timers, clock, fw_cfg.
-    fn common(
-        around: &ChipsetSurroundings,
-    ) -> Result<(Self, Arc<ApicBus>, [Arc<IrqGate>; 2]), MachineError> {
+    fn common(around: &ChipsetSurroundings) -> Result<CommonChips, MachineError> {
         let Controllers {
             apics,
             bus,

@@ -212,13 +212,14 @@ impl Plugged {
     }
 }
 
+/// A driver, an id, and properties.
+pub type DeviceArguments = (String, Option<String>, BTreeMap<String, Value>);
+
 /// Driver, id and properties from the arguments of `device_add` or `-device`.
 ///
 /// # Errors
 /// There is no driver, or the id is no text.
-pub fn split_arguments(
-    mut members: Map<String, Value>,
-) -> Result<(String, Option<String>, BTreeMap<String, Value>), QmpError> {
+pub fn split_arguments(mut members: Map<String, Value>) -> Result<DeviceArguments, QmpError> {
     let mut text = |name: &str| match members.remove(name) {
         None => Ok(None),
         Some(Value::String(text)) => Ok(Some(text)),

@@ -58,8 +58,8 @@ fn use_schema(first: &Schema, second: &Schema) {
     if let Ok(restricted) = restricted {
         check_closed(&qapi::introspect::introspect(&restricted));
         match (
-            qapi_codegen::generate(&restricted, None),
-            qapi_codegen::generate(&restricted, None),
+            qapi_codegen::generate(&restricted, None, &[]),
+            qapi_codegen::generate(&restricted, None, &[]),
         ) {
             (Ok(first), Ok(second)) => assert_eq!(first, second),
             (first, second) => assert!(first.is_err() && second.is_err()),
