@@ -5,12 +5,15 @@
 //! | `info status` | the run state |
 //! | `info registers` | a processor's registers |
 //! | `info mtree` | memory and registers by address |
+//! | `info block` | disks with their images |
 //! | `info pci` | functions on the bus |
 //! | `info qtree` | devices with their properties |
+//! | `qemu-io DEVICE "COMMAND"` | reads, writes, flushes or discards on a disk |
 //! | `x /FMT ADDR`, `xp /FMT ADDR` | memory, by linear or physical address |
 //!
 //! A new command: a line in [`COMMANDS`] and its function.
 
+mod block;
 mod examine;
 mod info;
 mod registers;
@@ -39,6 +42,12 @@ const COMMANDS: &[Command] = &[
         arguments: "[subcommand]",
         help: "show various information about the system state",
         run: info::run,
+    },
+    Command {
+        name: "qemu-io",
+        arguments: "[-d] device \"command\"",
+        help: "run a qemu-io command on a block device",
+        run: block::qemu_io,
     },
     Command {
         name: "x",

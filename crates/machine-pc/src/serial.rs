@@ -27,6 +27,8 @@ const INPUT_BYTES: usize = 4096;
 struct Output {
     bytes: VecDeque<u8>,
     connected: bool,
+    /// Bytes have been taken and are not with the reader yet.
+    sending: bool,
 }
 
 /// The buffer between a device and its chardev.
@@ -62,6 +64,7 @@ impl SerialCable {
     fn take_output(&self, into: &mut Vec<u8>) {
         let mut output = self.output.lock();
         into.extend(output.bytes.drain(..));
+        output.sending = !into.is_empty();
         drop(output);
         self.room.notify_all();
     }
@@ -71,6 +74,7 @@ impl SerialCable {
         output.connected = connected;
         if !connected {
             output.bytes.clear();
+            output.sending = false;
             self.room.notify_all();
         }
     }
@@ -79,7 +83,7 @@ impl SerialCable {
     pub(crate) async fn drained(&self) {
         while {
             let output = self.output.lock();
-            output.connected && !output.bytes.is_empty()
+            output.connected && (output.sending || !output.bytes.is_empty())
         } {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use guest_memory::RegionKind;
 
-use super::registers;
+use super::{block, registers};
 use crate::commands::query_pci;
 use crate::control::Control;
 
@@ -16,6 +16,11 @@ struct Subject {
 }
 
 const SUBJECTS: &[Subject] = &[
+    Subject {
+        name: "block",
+        help: "show info of block devices",
+        show: |control, _| block::info(control),
+    },
     Subject {
         name: "mtree",
         help: "show memory tree",

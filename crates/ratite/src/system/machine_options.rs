@@ -259,10 +259,13 @@ fn smp(text: &str) -> Result<Topology, QmpError> {
     };
     let (cpus, max) = (take("cpus")?, take("maxcpus")?);
     let (sockets, dies) = (take("sockets")?, take("dies")?.unwrap_or(1));
-    let (cores, threads) = (take("cores")?, take("threads")?.unwrap_or(1));
+    let (cores, threads) = (take("cores")?, take("threads")?);
     flat.end()?;
+    // What is not given follows from the number of CPUs.
+    let is_complete = sockets.is_some() && cores.is_some() && threads.is_some();
+    let threads = threads.unwrap_or(1);
     let given = sockets.unwrap_or(1) * dies * cores.unwrap_or(1) * threads;
-    let wanted = max.or(cpus).unwrap_or(given);
+    let wanted = max.or(cpus.filter(|_| !is_complete)).unwrap_or(given);
     let per_socket = dies * cores.unwrap_or(1) * threads;
     let sockets = sockets.unwrap_or_else(|| (wanted / per_socket).max(1));
     let cores = cores.unwrap_or_else(|| (wanted / (sockets * dies * threads)).max(1));
@@ -305,9 +308,7 @@ fn memory(text: &str) -> Result<u64, QmpError> {
 fn name(text: &str) -> Result<Option<String>, QmpError> {
     let mut flat = Flat::parse(text, "guest")?;
     let name = flat.take("guest");
-    for switch in ["debug-threads"] {
-        flat.switch(switch)?;
-    }
+    flat.switch("debug-threads")?;
     flat.take("process");
     flat.end()?;
     Ok(name)
