@@ -444,3 +444,30 @@ fn refuse_readline(text: &str) -> Result<(), QmpError> {
         )),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What `query-commands` lists has a handler.
+    #[test]
+    fn every_command_of_the_machine_is_there() {
+        let runtime = control_runtime().unwrap();
+        let given = [Given {
+            option: "machine",
+            text: "none".to_owned(),
+        }];
+        runtime.block_on(async {
+            let machine = machine_options_of(&given).unwrap();
+            let system = System::set_up(&runtime, &given, machine).await.unwrap();
+            let mut table = system
+                .storage
+                .commands(Interface::MACHINE, Arc::clone(&system.quit));
+            machine_pc::commands::register(&mut table, &system.machine);
+            let missing = table.missing(Interface::MACHINE.command_names);
+            assert_eq!(missing, [""; 0]);
+            system.close().await;
+        });
+        runtime.shutdown_background();
+    }
+}
