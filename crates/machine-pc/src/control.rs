@@ -269,6 +269,8 @@ impl Control {
     pub fn reset(&mut self, cause: ShutdownCause) {
         let was_live = self.state.is_live();
         self.stand();
+        // What the last guest asked for meanwhile is not the next one's wish.
+        drop(self.requests.take());
         self.take_asked_back();
         if let Err(error) = self.reset_all(ResetKind::System) {
             tracing::error!(%error, "the machine cannot start again");

@@ -305,9 +305,10 @@ impl Control {
             )));
         }
         if self.is_powered() && !kind.hotpluggable {
-            return Err(QmpError::generic(format!(
-                "Device '{driver}' does not support hotplugging"
-            )));
+            return Err(QmpError::generic(match kind.bus {
+                BusKind::Isa => "Bus 'isa.0' does not support hotplugging".to_owned(),
+                _ => format!("Device '{driver}' does not support hotplugging"),
+            }));
         }
         let path = match &id {
             Some(id) => format!("/machine/peripheral/{id}"),

@@ -81,9 +81,10 @@ impl Control {
             })?;
             if is_taken(address) {
                 return Err(QmpError::generic(format!(
-                    "PCI: slot {} function {} not available for {driver}, in use",
+                    "PCI: slot {} function {} not available for {driver}, in use{}",
                     address.slot(),
-                    address.function()
+                    address.function(),
+                    self.holder_of(address)
                 )));
             }
             return Ok(address);
@@ -95,6 +96,16 @@ impl Control {
             QmpError::generic(format!(
                 "PCI: no slot/function available for {driver}, all in use or reserved"
             ))
+        })
+    }
+
+    /// Who sits in a slot, as words behind "in use"; chips of the board have no name there.
+    fn holder_of(&self, address: PciAddress) -> String {
+        let mut devices = self.devices.iter();
+        let holder = devices.find(|device| device.made.place == Place::Pci(address));
+        holder.map_or_else(String::new, |device| match &device.id {
+            Some(id) => format!(" by {},id={id}", device.kind.name),
+            None => format!(" by {}", device.kind.name),
         })
     }
 

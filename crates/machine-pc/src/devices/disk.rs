@@ -177,9 +177,12 @@ pub(super) fn attach(
         .get(drive)
         .map_or(drive, String::as_str);
     let node = graph.node(name).map_err(|_| {
+        // To clients the disk is a device of its own, behind its adapter for the bus.
         let kind = properties.kind().name;
+        let kind = kind.strip_suffix("-pci").unwrap_or(kind);
+        let kind = kind.strip_suffix("-device").unwrap_or(kind);
         QmpError::generic(format!(
-            "Property '{kind}.drive' can't find value '{drive}'"
+            "Property '{kind}-device.drive' can't find value '{drive}'"
         ))
     })?;
     let is_writable = may_write && !node.is_read_only();
