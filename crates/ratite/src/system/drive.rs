@@ -48,6 +48,18 @@ fn probe(path: &str) -> &'static str {
     }
 }
 
+/// The format of an image whose maker did not say. A raw image that a guest may write could be made to look like another
+/// format, whose header names files of the host: it is refused.
+fn guess(path: &str, is_read_only: bool) -> Result<&'static str, QmpError> {
+    match probe(path) {
+        "raw" if !is_read_only => Err(QmpError::generic(format!(
+            "the format of '{path}' is not specified, and it is no qcow2 image: a guest that may write to a raw image \
+             could make it look like another; specify format=raw"
+        ))),
+        format => Ok(format),
+    }
+}
+
 /// How `cache=` translates: whether writes wait for the host's cache, and whether flushes are left out.
 fn cache(mode: &str) -> Result<(bool, bool), QmpError> {
     match mode {
@@ -98,12 +110,14 @@ pub(crate) fn parse(text: &str, number: usize) -> Result<Drive, QmpError> {
     let node_name = flat
         .take("node-name")
         .unwrap_or_else(|| format!("drive-{id}"));
-    let format = flat.take("format");
-    let format = format.unwrap_or_else(|| probe(&file).to_owned());
-    let cache_mode = flat.take("cache").unwrap_or_else(|| "writeback".to_owned());
-    let (direct, no_flush) = cache(&cache_mode)?;
     let read_only = flat.switch("readonly")?.or(flat.switch("read-only")?);
     let read_only = read_only.unwrap_or(Value::Bool(is_cdrom));
+    let format = match flat.take("format") {
+        Some(format) => format,
+        None => guess(&file, read_only == Value::Bool(true))?.to_owned(),
+    };
+    let cache_mode = flat.take("cache").unwrap_or_else(|| "writeback".to_owned());
+    let (direct, no_flush) = cache(&cache_mode)?;
     let mut node = Map::new();
     let storage = json!({
         "driver": "file",
@@ -160,16 +174,23 @@ mod tests {
         assert_eq!(drive.node["file"]["filename"], "/a,b.img");
         assert_eq!(drive.node["file"]["cache"]["direct"], true);
         assert_eq!(drive.properties["serial"], "s");
-        let none = parse("/nosuch,if=none", 3).unwrap();
+        let none = parse("/nosuch,if=none,readonly=on", 3).unwrap();
         assert_eq!((&*none.id, &none.node["driver"]), ("none3", &"raw".into()));
+    }
+
+    #[test]
+    fn a_raw_image_that_may_be_written_is_not_guessed() {
+        let complaint = parse("/nosuch", 0).unwrap_err().desc;
+        assert!(complaint.contains("specify format=raw"), "{complaint}");
+        assert!(parse("/nosuch,media=cdrom", 0).is_ok());
     }
 
     #[test]
     fn complaints() {
         for (text, complaint) in [
             ("if=none", "Device needs media, but drive is empty"),
-            ("file=x,cache=wrong", "invalid cache option"),
-            ("file=x,nosuch=1", "Invalid parameter 'nosuch'"),
+            ("file=x,format=raw,cache=wrong", "invalid cache option"),
+            ("file=x,format=raw,nosuch=1", "Invalid parameter 'nosuch'"),
         ] {
             assert_eq!(parse(text, 0).unwrap_err().desc, complaint, "{text}");
         }
