@@ -220,7 +220,8 @@ fn the_debian_installer_asks() {
         guest_file(&format!("{folder}/linux")),
         guest_file(&format!("{folder}/initrd.gz")),
     );
-    let options = ["-m", "512", "-smp", "2", "-append", "console=ttyS0"];
+    // With less it begins with a word on memory.
+    let options = ["-m", "1024", "-smp", "2", "-append", "console=ttyS0"];
     let files = [
         "-kernel",
         kernel.to_str().unwrap(),
@@ -231,6 +232,7 @@ fn the_debian_installer_asks() {
     machine.set_patience(GUEST_PATIENCE);
     machine.wait_for("Run /init as init process");
     machine.wait_for("Select a language");
+    machine.wait_for("activates buttons");
     machine.quit();
 }
 
