@@ -15,6 +15,7 @@ const TARGETS: &[(&str, u32)] = &[
     ("nbd_client_bytes", 4096),
     ("kernel_image", 8192),
     ("option_text", 1024),
+    ("pc_registers", 8192),
     ("virtio_driver", 4096),
 ];
 

@@ -376,6 +376,41 @@ impl Control {
         self.config.accelerator == AcceleratorKind::Kvm
     }
 
+    /// The ranges of registers among ports, or in memory, as they are now: first address and length.
+    #[must_use]
+    pub fn register_ranges(&self, ports: bool) -> Vec<(u64, u64)> {
+        let Some(chips) = &self.chips else {
+            return Vec::new();
+        };
+        let map = if ports { &chips.ports } else { &chips.memory };
+        let ranges = map.ranges().into_iter();
+        ranges
+            .map(|range| (range.start, range.last - range.start + 1))
+            .collect()
+    }
+
+    /// Saves every device, restores it from that, and saves it again: the states must be the same. The machine stands.
+    ///
+    /// # Errors
+    /// A device that does not save or restore, or is another one afterwards.
+    pub fn check_saved_states(&self) -> Result<(), MachineError> {
+        let chips = self.chips.iter().flat_map(|chips| &chips.devices);
+        let chips = chips.map(|named| &named.device);
+        let devices = self.devices.iter().map(|device| &device.made.device);
+        for device in chips.chain(devices) {
+            let saved = device.save()?;
+            device.restore(&saved)?;
+            let again = device.save()?;
+            if again != saved {
+                let name = saved.device;
+                return Err(MachineError::Config(format!(
+                    "the state of '{name}' changes when it is restored"
+                )));
+            }
+        }
+        Ok(())
+    }
+
     /// Does what devices have asked for. The processors have been held when they asked.
     pub(crate) fn serve_requests(&mut self) {
         self.take_ejected();

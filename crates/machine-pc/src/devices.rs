@@ -4,6 +4,7 @@
 //! it. What a device is made over (chardevs, nodes, threads) comes with [`DeviceServices`].
 
 mod balloon;
+mod chips;
 mod disk;
 mod ide;
 mod isa;
@@ -126,6 +127,8 @@ pub const KINDS: &[&DeviceKind] = &[
     &isa::DEBUG_CONSOLE,
     &isa::DEBUG_EXIT,
     &isa::PVPANIC,
+    &chips::PVPANIC_PCI,
+    &chips::WATCHDOG,
     &disk::BLK_PCI,
     &disk::BLK_MMIO,
     &balloon::BALLOON_PCI,

@@ -101,7 +101,8 @@ async fn serve_one(machine: &Machine, stream: Box<dyn ByteStream>) -> std::io::R
     }
 }
 
-fn execute(control: &mut Control, line: &str) -> String {
+/// Does what a line says; gives the answer, with the changes of interrupt lines before it.
+pub fn execute(control: &mut Control, line: &str) -> String {
     let words: Vec<&str> = line.split_whitespace().collect();
     let answer = match words.split_first() {
         None => Err("no command".to_owned()),

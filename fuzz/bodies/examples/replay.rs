@@ -13,6 +13,7 @@ fn main() -> ExitCode {
         Some("nbd_client_bytes") => fuzz_bodies::nbd_client_bytes,
         Some("kernel_image") => fuzz_bodies::kernel_image,
         Some("option_text") => fuzz_bodies::option_text,
+        Some("pc_registers") => fuzz_bodies::pc_registers,
         Some("virtio_driver") => fuzz_bodies::virtio_driver,
         _ => {
             eprintln!("usage: replay TARGET FILE...");

@@ -132,6 +132,15 @@ fn main() {
         let bytes = [vec![30, choice], kernel].concat();
         fs::write(kernels.join(name), bytes).expect("the corpus can be written");
     }
+    let registers = corpus.join("pc_registers");
+    fs::create_dir_all(&registers).expect("the corpus can be written");
+    for number in 0..8_u8 {
+        let mut rng = block_doubles::Rng::new(number.into());
+        let mut bytes = vec![number];
+        bytes.extend((0..1024).map(|_| rng.below(256) as u8));
+        let name = format!("random-{number}");
+        fs::write(registers.join(name), bytes).expect("the corpus can be written");
+    }
     let handshakes = corpus.join("nbd_client_bytes");
     fs::create_dir_all(&handshakes).expect("the corpus can be written");
     for (name, choice, tls, wishes) in wishes() {

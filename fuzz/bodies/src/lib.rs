@@ -14,6 +14,7 @@
 //! | [`nbd_client_bytes`] | how the stream is cut changes nothing; output is bounded; a request that may run is within the export; headers survive encoding |
 //! | [`kernel_image`] | what is loaded lies in free RAM and not on itself, and is the same each time |
 //! | [`option_text`] | `key=value` text written out again parses the same; typed options survive JSON; sizes agree with floating point |
+//! | [`pc_registers`] | every access has its answer; a restored state is the saved one |
 //! | [`virtio_driver`] | nothing is written but what the driver named; a restored state is the saved one; after a reset the device works |
 //!
 //! A new target is a file here, a line in the table, a binary in `fuzz/Cargo.toml`, a folder of
@@ -29,6 +30,7 @@
 mod kernel_image;
 mod nbd_client_bytes;
 mod option_text;
+mod pc_registers;
 mod pieces;
 mod qapi_text;
 mod qcow2_image;
@@ -39,6 +41,7 @@ mod virtio_driver;
 pub use kernel_image::kernel_image;
 pub use nbd_client_bytes::nbd_client_bytes;
 pub use option_text::option_text;
+pub use pc_registers::pc_registers;
 pub use qapi_text::qapi_text;
 pub use qcow2_image::{Compared, compare_and_write, pack_image, qcow2_image, unpack_image};
 pub use qmp_bytes::qmp_bytes;

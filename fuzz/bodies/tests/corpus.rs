@@ -15,8 +15,8 @@ use std::path::{Path, PathBuf};
 
 use block_doubles::Rng;
 use fuzz_bodies::{
-    compare_and_write, kernel_image, nbd_client_bytes, option_text, pack_image, qapi_text,
-    qcow2_image, qmp_bytes, unpack_image, virtio_driver,
+    compare_and_write, kernel_image, nbd_client_bytes, option_text, pack_image, pc_registers,
+    qapi_text, qcow2_image, qmp_bytes, unpack_image, virtio_driver,
 };
 
 /// Longest mutated input.
@@ -130,6 +130,11 @@ fn kernel_images_hold() {
 #[test]
 fn option_text_holds() {
     run("option_text", option_text, 2000);
+}
+
+#[test]
+fn pc_registers_hold() {
+    run("pc_registers", pc_registers, 500);
 }
 
 #[test]
