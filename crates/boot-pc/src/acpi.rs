@@ -64,6 +64,9 @@ pub enum Power {
         sleep_control: Register,
         /// Says that the machine woke.
         sleep_status: Register,
+        /// The port of a PM timer. Tables of this kind do not need one; an operating system that finds it measures its other
+        /// clocks by it.
+        timer: Option<u16>,
     },
 }
 
@@ -229,6 +232,7 @@ impl AcpiDescription {
         let power = Power::Reduced {
             sleep_control,
             sleep_status,
+            timer: None,
         };
         Self {
             reset,

@@ -1,19 +1,22 @@
-//! Power management of a board with hardware-reduced ACPI: switching off and resetting, nothing else.
+//! Power management of a board with hardware-reduced ACPI: switching off, resetting, and a timer.
 //!
 //! | port | register |
 //! |---|---|
 //! | 0x604 | sleep control: bits 4-2 sleep type, bit 5 sleep; reads 0 |
 //! | 0x605 | sleep status: bit 7 wake, cleared by a one; nothing here wakes |
+//! | 0x608, four ports | timer: 24 bits at 3.579545 MHz |
 //! | 0xcf9 | reset control: bit 2 resets |
 //!
-//! Source: ACPI 6.3, 4.8.3.7 (sleep registers) and 4.8.3.6 (reset register).
+//! Source: ACPI 6.3, 4.8.3.7 (sleep registers), 4.8.3.6 (reset register) and 4.8.3.3 (timer).
 
 use std::sync::Arc;
 
 use device::{
-    Device, Error, IoParts, MachineRequest, MachineSink, ResetKind, SavedState, Width, read_bytes,
-    write_bytes,
+    Clock, Device, Error, IoParts, MachineRequest, MachineSink, ResetKind, SavedState, Width,
+    read_bytes, read_register, write_bytes,
 };
+
+use crate::acpi_pm::PM_TIMER_HZ;
 
 const NAME: &str = "reduced-power";
 const VERSION: u32 = 1;
@@ -21,33 +24,48 @@ const SLEEP: u8 = 0x20;
 /// The sleep type of S5, as the tables say.
 pub const SLEEP_TYPE_OFF: u8 = 5;
 const RESET: u8 = 4;
+const TIMER_MASK: u128 = 0xff_ffff;
 
 /// The ranges of a [`ReducedPower`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReducedPart {
     /// 0x604, two ports.
     Sleep,
+    /// 0x608, four ports.
+    Timer,
     /// 0xcf9, one port.
     Reset,
 }
 
 /// The registers. They hold nothing.
 pub struct ReducedPower {
+    clock: Clock,
     machine: Arc<dyn MachineSink>,
 }
 
 impl ReducedPower {
     /// Registers that ask this machine.
-    pub fn new(machine: Arc<dyn MachineSink>) -> Arc<ReducedPower> {
-        Arc::new(ReducedPower { machine })
+    pub fn new(clock: &Clock, machine: Arc<dyn MachineSink>) -> Arc<ReducedPower> {
+        Arc::new(ReducedPower {
+            clock: clock.clone(),
+            machine,
+        })
+    }
+
+    fn timer(&self) -> u32 {
+        let ticks = u128::from(self.clock.now_ns()) * u128::from(PM_TIMER_HZ) / 1_000_000_000;
+        u32::try_from(ticks & TIMER_MASK).unwrap_or(0)
     }
 }
 
 impl IoParts for ReducedPower {
     type Part = ReducedPart;
 
-    fn read_part(&self, _part: ReducedPart, offset: u64, width: Width) -> u64 {
-        read_bytes(offset, width, |_| 0)
+    fn read_part(&self, part: ReducedPart, offset: u64, width: Width) -> u64 {
+        match part {
+            ReducedPart::Timer => read_register(offset, width, |_| self.timer()),
+            ReducedPart::Sleep | ReducedPart::Reset => read_bytes(offset, width, |_| 0),
+        }
     }
 
     fn write_part(&self, part: ReducedPart, offset: u64, width: Width, value: u64) {
@@ -80,14 +98,14 @@ impl Device for ReducedPower {
 mod tests {
     use device::conformance::{self, Subject};
     use device::doubles::RecordingMachine;
-    use device::{Clock, IoHandler, IoPart};
+    use device::{IoHandler, IoPart};
 
     use super::*;
 
     #[test]
     fn off_and_reset() {
         let machine = Arc::new(RecordingMachine::default());
-        let power = ReducedPower::new(machine.clone());
+        let power = ReducedPower::new(&Clock::stepped(), machine.clone());
         let sleep = IoPart::new(power.clone(), ReducedPart::Sleep);
         let reset = IoPart::new(power, ReducedPart::Reset);
         sleep.write(0, Width::Byte, 0x14);
@@ -104,16 +122,29 @@ mod tests {
     }
 
     #[test]
+    fn the_timer_follows_guest_time() {
+        let clock = Clock::stepped();
+        let power = ReducedPower::new(&clock, Arc::new(RecordingMachine::default()));
+        let timer = IoPart::new(power, ReducedPart::Timer);
+        clock.step(1_000_000_000);
+        assert_eq!(timer.read(0, Width::Dword), 3_579_545);
+        clock.step(4_000_000_000);
+        assert_eq!(timer.read(0, Width::Dword), 17_897_725 & 0xff_ffff);
+    }
+
+    #[test]
     fn it_conforms() {
         conformance::check(|| {
-            let power = ReducedPower::new(Arc::new(RecordingMachine::default()));
+            let clock = Clock::stepped();
+            let power = ReducedPower::new(&clock, Arc::new(RecordingMachine::default()));
             Subject {
                 device: power.clone(),
                 ranges: vec![
                     (IoPart::new(power.clone(), ReducedPart::Sleep), 2),
+                    (IoPart::new(power.clone(), ReducedPart::Timer), 4),
                     (IoPart::new(power, ReducedPart::Reset), 1),
                 ],
-                clock: Clock::stepped(),
+                clock,
                 kept_by_reset: &[],
             }
         });

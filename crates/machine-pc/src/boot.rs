@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use boot_pc::acpi::{AcpiDescription, AcpiTables, LegacyDevice, Register};
+use boot_pc::acpi::{AcpiDescription, AcpiTables, LegacyDevice, Power, Register};
 use boot_pc::smbios::{SmbiosDescription, SmbiosTables};
 use boot_pc::{BootOptions, MachineLayout};
 use dev_pc::fw_cfg::{FwCfg, Item};
@@ -30,6 +30,8 @@ const WAKING_VECTOR: u64 = 12;
 pub(crate) const MICROVM_SLEEP_CONTROL: u16 = 0x0604;
 /// The status register beside it.
 pub(crate) const MICROVM_SLEEP_STATUS: u16 = 0x0605;
+/// The PM timer of board `microvm`.
+pub(crate) const MICROVM_TIMER: u16 = 0x0608;
 /// The reset register of board `microvm`: that of the keyboard controller's place.
 pub(crate) const MICROVM_RESET: u16 = 0x0cf9;
 
@@ -68,6 +70,19 @@ impl Tables {
                 AcpiDescription::pc(ids, u32::try_from(MEMORY_START).unwrap_or(0)..end)
             }
         };
+        if let Power::Reduced { timer, .. } = &mut description.power {
+            *timer = Some(MICROVM_TIMER);
+            // What board `pc` has in its tables anyway.
+            description.devices.extend([
+                LegacyDevice::Rtc,
+                LegacyDevice::Serial {
+                    number: 1,
+                    base: 0x3f8,
+                    irq: 4,
+                },
+                LegacyDevice::FwCfg { base: 0x510 },
+            ]);
+        }
         description.devices.extend_from_slice(extra);
         let acpi = AcpiTables::new(&description)?;
         let sockets = u16::try_from(config.topology.sockets).unwrap_or(u16::MAX);

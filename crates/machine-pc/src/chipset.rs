@@ -244,7 +244,7 @@ impl Chipset {
     /// The chips of board `microvm`: no PCI, no keyboard.
     pub(crate) fn microvm(around: &ChipsetSurroundings) -> Result<Self, MachineError> {
         let mut chips = Self::common(around)?.0;
-        let power = ReducedPower::new(around.machine.clone());
+        let power = ReducedPower::new(&around.clock, around.machine.clone());
         let sleep = IoPart::new(power.clone(), ReducedPart::Sleep);
         chips.place(
             "acpi-sleep",
@@ -252,6 +252,8 @@ impl Chipset {
             2,
             sleep,
         )?;
+        let timer = IoPart::new(power.clone(), ReducedPart::Timer);
+        chips.place("acpi-tmr", u64::from(boot::MICROVM_TIMER), 4, timer)?;
         let reset = IoPart::new(power.clone(), ReducedPart::Reset);
         chips.place("acpi-reset", u64::from(boot::MICROVM_RESET), 1, reset)?;
         chips.add("reduced-power", power);

@@ -105,7 +105,19 @@ pub(super) fn fadt(description: &AcpiDescription) -> Vec<u8> {
         Power::Reduced {
             sleep_control,
             sleep_status,
+            timer,
         } => {
+            if let Some(timer) = timer {
+                fadt.pm_tmr_blk = u32::from(timer).into();
+                fadt.pm_tmr_len = 4;
+                fadt.x_pm_tmr_blk = GAS::new(
+                    AddressSpace::SystemIo,
+                    32,
+                    0,
+                    AccessSize::DwordAccess,
+                    timer.into(),
+                );
+            }
             fadt = fadt.flag(Flags::HwReducedAcpi).flag(Flags::PwrButton);
             fadt.sleep_control_reg = gas(sleep_control);
             fadt.sleep_status_reg = gas(sleep_status);

@@ -180,7 +180,11 @@ impl System {
             let driver = match drive.interface {
                 DriveInterface::None => None,
                 DriveInterface::Virtio => Some(self.virtio_disk().await.map_err(complain)?),
-                DriveInterface::IdeDisk => Some("ide-hd"),
+                // A board without IDE has its disks by virtio.
+                DriveInterface::IdeDisk => match self.virtio_disk().await.map_err(complain)? {
+                    "virtio-blk-pci" => Some("ide-hd"),
+                    other => Some(other),
+                },
                 DriveInterface::IdeCdRom => Some("ide-cd"),
             };
             if let Some(driver) = driver {
