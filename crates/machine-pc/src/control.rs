@@ -122,6 +122,12 @@ impl Control {
         self.chips.as_ref().is_some_and(|chips| chips.pci.is_some())
     }
 
+    /// Whether the board has anything at all.
+    #[must_use]
+    pub fn has_chips(&self) -> bool {
+        self.chips.is_some()
+    }
+
     /// Whether the machine has been switched on.
     #[must_use]
     pub fn is_powered(&self) -> bool {

@@ -363,12 +363,17 @@ fn a_first_look_without_a_terminal() {
         .to_owned();
     let folder = Path::new(&socket).parent().expect("a folder").to_path_buf();
 
-    qemu_io("raw", &uri, &["write -P 42 0 1M", "read -P 42 0 1M"]);
+    tools::run(tools::tool("nbdinfo").arg(&uri));
     let mut qmp = Qmp::connect(Path::new(&socket));
-    assert_eq!(
-        qmp.ok("query-block-exports", &serde_json::json!({}))[0]["type"],
-        "nbd"
-    );
+    let nothing = serde_json::json!({});
+    assert_eq!(qmp.ok("query-block-exports", &nothing)[0]["type"], "nbd");
+    assert_eq!(qmp.ok("query-status", &nothing)["status"], "running");
+    while !text.contains("Ratite guest: 128 MiB") {
+        assert!(
+            stdout.read_line(&mut text).unwrap() > 0,
+            "ended after {text}"
+        );
+    }
     drop(child.0.stdin.take());
     let status = wait_for_end(&mut child.0, "ratite");
     let mut said = String::new();

@@ -274,7 +274,10 @@ impl System {
             (false, _, _) => texts,
             (true, true, _) => vec!["stdio"],
             (true, false, true) => vec![],
-            (true, false, false) => vec!["null"],
+            (true, false, false) => match self.machine.ask(|control| control.has_chips()).await {
+                Ok(true) => vec!["null"],
+                _ => vec![],
+            },
         };
         for (number, text) in texts.into_iter().enumerate() {
             let complain = |error: QmpError| format!("-serial {text}: {}", error.desc);
