@@ -115,18 +115,19 @@ def steer(number):
     client = socket.socket(socket.AF_UNIX)
     client.settimeout(ANSWER_TIMEOUT_S)
     client.connect(f"{FOLDER}/qmp.sock")
-    stream = client.makefile("rw")
-    stream.readline()
-    stream.write('{"execute": "qmp_capabilities"}\n')
-    stream.flush()
-    stream.readline()
+    # Two files: one for both would forget what it has read ahead whenever it writes.
+    answers, commands = client.makefile("r"), client.makefile("w")
+    answers.readline()
+    commands.write('{"execute": "qmp_capabilities"}\n')
+    commands.flush()
+    answers.readline()
     while time.monotonic() < END and not failures:
         name, arguments = command(choose)
-        stream.write(json.dumps({"execute": name, "arguments": arguments}) + "\n")
-        stream.flush()
+        commands.write(json.dumps({"execute": name, "arguments": arguments}) + "\n")
+        commands.flush()
         answer = {"event": None}
         while "event" in answer:
-            answer = json.loads(stream.readline())
+            answer = json.loads(answers.readline())
         if "return" in answer:
             if name == "blockdev-add":
                 added[arguments["node-name"]] = arguments
