@@ -16,9 +16,11 @@
     reason = "a double for tests may panic on its own misuse"
 )]
 
+mod backend;
 pub mod conformance;
 mod log;
 mod storage;
 
+pub use backend::backend;
 pub use log::{Change, Log, Rng, SECTOR, Survivors};
 pub use storage::{Faults, MAX_CONTENT, Storage};

@@ -30,6 +30,7 @@ mod error;
 mod events;
 mod graph;
 mod in_flight;
+mod io_error;
 mod node;
 mod permissions;
 mod range_lock;
@@ -45,6 +46,7 @@ pub use error::{BlockError, BlockErrorKind, BlockOperation, GraphError, strerror
 pub use events::{BlockEvents, ImageCorrupted};
 pub use graph::{Drained, Graph, MAX_NODE_NAME, Replacement};
 pub use in_flight::{InFlight, InFlightGuard, InFlightMark};
+pub use io_error::{BlockErrorSink, BlockIoError, ErrorPolicy};
 pub use node::{BlockStatus, DetectZeroes, Node, NodeOptions, is_zero};
 pub use permissions::{Permission, Permissions};
 pub use range_lock::{RangeGuard, RangeLocks};

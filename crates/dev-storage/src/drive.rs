@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use api::{BlockErrorAction, BlockdevOnError, IoOperationType};
-use block_graph::{BlockBackend, BlockError};
+use api::{BlockErrorAction, BlockdevOnError};
+use block_graph::{BlockBackend, BlockError, BlockErrorSink, ErrorPolicy};
 use host_io::ExecutorHandle;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -47,27 +47,8 @@ pub enum DriveKind {
     CdRom,
 }
 
-/// A request that failed, with what BLOCK_IO_ERROR tells; the device's path and name are the owner's.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DriveIoError {
-    /// The node.
-    pub node_name: String,
-    /// What failed: a read, or anything else.
-    pub operation: IoOperationType,
-    /// What is done about it.
-    pub action: BlockErrorAction,
-    /// Whether the host has no space left.
-    pub no_space: bool,
-    /// Why, for people.
-    pub reason: String,
-}
-
 /// What a drive tells its owner, from an executor's or a vCPU's thread. The owner acts on it soon, not from inside.
-pub trait DriveEvents: Send + Sync + 'static {
-    /// A request failed. With [`BlockErrorAction::Stop`] the machine is to be stopped ([`crate::Ide::pause`]); the request
-    /// is done again when it goes on.
-    fn io_error(&self, error: &DriveIoError);
-
+pub trait DriveEvents: BlockErrorSink {
     /// The guest has opened or closed the tray.
     fn tray_moved(&self, is_open: bool);
 }
@@ -135,35 +116,16 @@ impl Drive {
 
     /// Decides what is done about an error, and tells the owner.
     pub(crate) fn report(&self, error: &BlockError, is_read: bool) -> BlockErrorAction {
-        let no_space = error.errno == libc::ENOSPC;
-        let policy = match (is_read, self.options.rerror, self.options.werror) {
-            (true, BlockdevOnError::Auto, _) => BlockdevOnError::Report,
-            (false, _, BlockdevOnError::Auto) => BlockdevOnError::Enospc,
-            (true, policy, _) | (false, _, policy) => policy,
-        };
-        let action = match policy {
-            BlockdevOnError::Ignore => BlockErrorAction::Ignore,
-            BlockdevOnError::Stop => BlockErrorAction::Stop,
-            BlockdevOnError::Enospc if no_space => BlockErrorAction::Stop,
-            BlockdevOnError::Enospc | BlockdevOnError::Report | BlockdevOnError::Auto => {
-                BlockErrorAction::Report
-            }
+        let policy = ErrorPolicy {
+            rerror: self.options.rerror,
+            werror: self.options.werror,
         };
         let node_name = self
             .medium()
             .map_or_else(String::new, |medium| medium.edge().node().name().to_owned());
-        self.options.events.io_error(&DriveIoError {
-            node_name,
-            operation: if is_read {
-                IoOperationType::Read
-            } else {
-                IoOperationType::Write
-            },
-            action,
-            no_space,
-            reason: error.message.clone(),
-        });
-        action
+        let judged = policy.judge(node_name, error, is_read);
+        self.options.events.block_io_error(&judged);
+        judged.action
     }
 }
 

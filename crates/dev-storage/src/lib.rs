@@ -43,7 +43,7 @@ mod replies;
 #[cfg(test)]
 mod tests;
 
-pub use drive::{DriveEvents, DriveIoError, DriveKind, DriveOptions};
+pub use drive::{DriveEvents, DriveKind, DriveOptions};
 pub use ide::{Ide, IdePart, IdePlace};
 
 /// The most bytes that are under way at once on a channel.

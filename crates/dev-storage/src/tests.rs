@@ -14,14 +14,14 @@ use std::time::{Duration, Instant};
 
 use api::BlockdevOnError;
 use block_doubles::Storage;
-use block_graph::{BlockBackend, Graph, InFlight, Node, NodeOptions, Permission, Permissions};
+use block_graph::{BlockBackend, BlockErrorSink, BlockIoError, NodeOptions};
 use device::doubles::{RecordingPins, SmallMemory};
 use device::pci::{PciAddress, PciBus, PciFunction};
 use device::{Device, DmaSpace, IoHandler, IoMap, IrqLine, ResetKind, Width};
 use host_io::{Engine, Executor};
 use parking_lot::Mutex;
 
-use crate::{DriveEvents, DriveIoError, DriveKind, DriveOptions, Ide, IdePart, IdePlace};
+use crate::{DriveEvents, DriveKind, DriveOptions, Ide, IdePart, IdePlace};
 
 pub(crate) const PRIMARY: IdePlace = IdePlace {
     channel: 0,
@@ -33,35 +33,25 @@ const TABLE: u64 = 0x100;
 
 #[derive(Default)]
 pub(crate) struct Events {
-    pub(crate) errors: Mutex<Vec<DriveIoError>>,
+    pub(crate) errors: Mutex<Vec<BlockIoError>>,
     pub(crate) tray: Mutex<Vec<bool>>,
 }
 
-impl DriveEvents for Events {
-    fn io_error(&self, error: &DriveIoError) {
+impl BlockErrorSink for Events {
+    fn block_io_error(&self, error: &BlockIoError) {
         self.errors.lock().push(error.clone());
     }
+}
 
+impl DriveEvents for Events {
     fn tray_moved(&self, is_open: bool) {
         self.tray.lock().push(is_open);
     }
 }
 
 pub(crate) fn backend_over(storage: &Storage, is_writable: bool) -> Arc<BlockBackend> {
-    let graph = Graph::default();
-    let counter = Arc::<InFlight>::default();
     let driver = Box::new(storage.clone());
-    let options = NodeOptions::default();
-    let node = Node::new("disk".to_owned(), driver, options, !is_writable, counter);
-    let place = graph.reserve_place();
-    graph.insert(place, Arc::clone(&node)).unwrap();
-    let mut required = Permission::CONSISTENT_READ;
-    required.set(Permission::WRITE, is_writable);
-    let asked = Permissions {
-        required,
-        shared: Permission::all(),
-    };
-    graph.attach_backend("ide", &node, asked).unwrap()
+    block_doubles::backend(driver, NodeOptions::default(), is_writable)
 }
 
 /// Bytes that tell where they are.

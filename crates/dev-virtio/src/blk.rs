@@ -16,13 +16,12 @@
 
 mod queue_task;
 mod request;
-mod request_slots;
 mod shared;
 
 use std::sync::Arc;
 
-use api::{BlockErrorAction, BlockdevOnError, IoOperationType};
-use block_graph::BlockBackend;
+use api::BlockdevOnError;
+use block_graph::{BlockBackend, BlockErrorSink};
 use device::{Error as DeviceError, SavedState};
 use host_io::{ExecutorHandle, JoinHandle};
 use parking_lot::Mutex;
@@ -42,28 +41,6 @@ pub use self::queue_task::MAX_HELD_BYTES;
 const VERSION: u32 = 1;
 /// Where the driver switches the write cache (`writeback`).
 const WRITEBACK: usize = 32;
-
-/// A request that failed, with what BLOCK_IO_ERROR tells; the device's path and name are the owner's.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BlockIoError {
-    /// The node.
-    pub node_name: String,
-    /// What failed: a read, or anything else.
-    pub operation: IoOperationType,
-    /// What is done about it.
-    pub action: BlockErrorAction,
-    /// Whether the host has no space left.
-    pub no_space: bool,
-    /// Why, for people.
-    pub reason: String,
-}
-
-/// Hears of requests that failed, from an executor's thread. With [`BlockErrorAction::Stop`] it has the machine stopped,
-/// soon, not from inside.
-pub trait BlockErrorSink: Send + Sync + 'static {
-    /// A request failed.
-    fn block_io_error(&self, error: &BlockIoError);
-}
 
 /// What a board chooses about a disk.
 #[derive(Clone, Debug)]

@@ -60,7 +60,7 @@ pub use balloon::{
     BALLOON_STAT_NAMES, BalloonOptions, BalloonSink, BalloonStats, MAX_BALLOON_CHAIN_BYTES,
     VirtioBalloon,
 };
-pub use blk::{BlkOptions, BlockErrorSink, BlockIoError, MAX_HELD_BYTES, VirtioBlk};
+pub use blk::{BlkOptions, MAX_HELD_BYTES, VirtioBlk};
 pub use console::{
     DEFAULT_MAX_PORTS, MAX_PORT_INPUT_BYTES, MAX_PORT_NAME_BYTES, MAX_PORT_OUTPUT_BYTES,
     PortOptions, PortSink, VirtioConsole,

@@ -20,11 +20,11 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use block_doubles::Storage;
-use block_graph::{Graph, InFlight, Node, NodeOptions, Permission, Permissions};
+use block_graph::{BlockErrorSink, BlockIoError, NodeOptions};
 use chardev::{ByteStream, Chardev, ChardevRegistry, Connections, RingBuffer};
 use dev_virtio::{
-    BalloonOptions, BalloonSink, BlkOptions, BlockErrorSink, BlockIoError, HostEntropy, PciOptions,
-    PortOptions, VirtioBalloon, VirtioBlk, VirtioConsole, VirtioDevice, VirtioPci, VirtioRng,
+    BalloonOptions, BalloonSink, BlkOptions, HostEntropy, PciOptions, PortOptions, VirtioBalloon,
+    VirtioBlk, VirtioConsole, VirtioDevice, VirtioPci, VirtioRng,
 };
 use device::doubles::RecordingPins;
 use device::pci::{PciAddress, PciBus};
@@ -314,18 +314,8 @@ fn ours(make: impl FnOnce(&Executor) -> Arc<dyn VirtioDevice>) -> Ours {
 }
 
 fn our_disk(content: Vec<u8>, serial: &str, is_writable: bool) -> Ours {
-    let graph = Graph::default();
     let driver = Box::new(Storage::new(content));
-    let counter = Arc::<InFlight>::default();
-    let options = NodeOptions::default();
-    let node = Node::new("disk".to_owned(), driver, options, false, counter);
-    let place = graph.reserve_place();
-    graph.insert(place, Arc::clone(&node)).unwrap();
-    let asked = Permissions {
-        required: Permission::CONSISTENT_READ | Permission::WRITE,
-        shared: Permission::all(),
-    };
-    let backend = graph.attach_backend("virtio-blk", &node, asked).unwrap();
+    let backend = block_doubles::backend(driver, NodeOptions::default(), true);
     let options = BlkOptions {
         serial: serial.to_owned(),
         is_writable,

@@ -36,7 +36,6 @@ mod distinguished_name;
 mod inbox;
 mod nbd_export;
 mod outbox;
-mod request_slots;
 mod serve;
 mod server;
 mod tls;

@@ -13,7 +13,7 @@ use std::pin::pin;
 use std::task::Poll;
 
 use block_graph::BlockBackend;
-use host_io::IoBuf;
+use host_io::{IoBuf, RequestSlots};
 use nbd_wire::reply::ReplyFormat;
 use nbd_wire::{
     Command, CommandFlags, ErrorCode, MAX_PAYLOAD_BYTES, Negotiated, Ready, Request, RequestFormat,
@@ -23,12 +23,13 @@ use nbd_wire::{
 use crate::inbox::Inbox;
 use crate::nbd_export::NbdExport;
 use crate::outbox::{Outbox, Sendable};
-use crate::request_slots::{MAX_SLOTS, RequestSlots};
 use crate::transport::Transport;
 
 /// How many requests of one connection are under way at a time; each counts until its reply has
 /// been sent. More stay in the socket.
-pub const MAX_REQUESTS: usize = MAX_SLOTS;
+pub const MAX_REQUESTS: usize = SLOT_WORDS * 64;
+/// Words of slots for them.
+const SLOT_WORDS: usize = 2;
 /// How many bytes of data the requests of one connection hold at a time, likewise.
 pub const MAX_HELD_PAYLOAD_BYTES: usize = 64 << 20;
 
@@ -97,7 +98,7 @@ pub(crate) async fn run(export: &NbdExport, transport: Transport, ready: &Ready,
     };
     let mut receive = pin!(session.receive(&transport, ready, first));
     let mut send = pin!(session.send(&transport));
-    let mut slots = RequestSlots::new();
+    let mut slots = RequestSlots::<_, SLOT_WORDS>::new();
     let mut receiving = true;
     poll_fn(|cx| {
         slots.set_task(cx.waker());

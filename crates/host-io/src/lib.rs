@@ -28,6 +28,7 @@ mod op;
 mod polling;
 mod pool;
 mod reactor;
+mod request_slots;
 mod ring;
 mod socket;
 mod threads;
@@ -47,6 +48,7 @@ pub use op::{MAX_BATCH_PARTS, SendBatch};
 pub use polling::PollingLimits;
 pub use pool::{BlockingPool, MAX_POOL_THREADS};
 pub use reactor::Engine;
+pub use request_slots::RequestSlots;
 pub use socket::{Listener, Stream};
 pub use watch::watch_fd;
 

@@ -9,7 +9,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use api::EventSink;
-use dev_virtio::BlockIoError;
+use block_graph::BlockIoError;
 use device::{MachineRequest, MachineSink};
 use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};

@@ -6,17 +6,20 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use api::BlockErrorAction;
 use block_graph::{BlockError, WriteFlags};
-use host_io::{IoBuf, IoBytes};
+use host_io::{IoBuf, IoBytes, RequestSlots};
 
 use super::request::{self, PIECE_BYTES, Status, Work};
-use super::request_slots::RequestSlots;
-use super::shared::{Action, Shared};
+use super::shared::Shared;
 use crate::{Chain, DeviceQueue, QueueGuard};
 
 /// The most bytes of data that the requests of one queue hold before no more of them are taken, beyond the one that goes
 /// over this.
 pub const MAX_HELD_BYTES: u64 = 32 << 20;
+
+/// Words of slots for requests: of a queue at most 256 are under way at a time; more wait in the ring.
+const SLOT_WORDS: usize = 4;
 
 /// How often the task looks for more to do before others on its executor have their turn.
 const MAX_ROUNDS: u32 = 64;
@@ -38,7 +41,7 @@ pub(super) async fn serve(shared: Arc<Shared>, queue: Arc<DeviceQueue>) {
         has_finished: Cell::new(false),
     };
     let bell = task.shared.bell(task.queue.index());
-    let mut slots = RequestSlots::new();
+    let mut slots = RequestSlots::<_, SLOT_WORDS>::new();
     poll_fn(|cx| {
         slots.set_task(cx.waker());
         for round in 0.. {
@@ -193,9 +196,9 @@ impl QueueTask {
         };
         let resumes = self.shared.resumes();
         match self.shared.report(&error, is_read) {
-            Action::Ignore => Some(Some(Status::Ok)),
-            Action::Report => Some(Some(Status::IoError)),
-            Action::Stop => {
+            BlockErrorAction::Ignore => Some(Some(Status::Ok)),
+            BlockErrorAction::Report => Some(Some(Status::IoError)),
+            BlockErrorAction::Stop => {
                 let can_go_on = self.shared.wait_for_resume(resumes, epoch).await;
                 if can_go_on { None } else { Some(None) }
             }

@@ -5,22 +5,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 
-use api::{BlockErrorAction, BlockdevOnError, IoOperationType};
-use block_graph::{BlockBackend, BlockError, WriteFlags};
+use api::BlockErrorAction;
+use block_graph::{BlockBackend, BlockError, BlockErrorSink, ErrorPolicy, WriteFlags};
 use parking_lot::Mutex;
 
+use super::BlkOptions;
 use super::request::{Judge, SECTOR_BYTES};
-use super::{BlkOptions, BlockErrorSink, BlockIoError};
 use crate::Link;
 use crate::bell::{Bell, Waiters};
-
-/// What is done about an error.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Action {
-    Ignore,
-    Report,
-    Stop,
-}
 
 /// The requests under way, of this driver and of those before it.
 #[derive(Default)]
@@ -203,33 +195,15 @@ impl Shared {
     }
 
     /// Decides what is done about an error, and tells the owner.
-    pub(super) fn report(&self, error: &BlockError, is_read: bool) -> Action {
-        let no_space = error.errno == libc::ENOSPC;
-        let policy = match (is_read, self.options.rerror, self.options.werror) {
-            (true, BlockdevOnError::Auto, _) => BlockdevOnError::Report,
-            (false, _, BlockdevOnError::Auto) => BlockdevOnError::Enospc,
-            (true, policy, _) | (false, _, policy) => policy,
+    pub(super) fn report(&self, error: &BlockError, is_read: bool) -> BlockErrorAction {
+        let policy = ErrorPolicy {
+            rerror: self.options.rerror,
+            werror: self.options.werror,
         };
-        let (action, told) = match policy {
-            BlockdevOnError::Ignore => (Action::Ignore, BlockErrorAction::Ignore),
-            BlockdevOnError::Stop => (Action::Stop, BlockErrorAction::Stop),
-            BlockdevOnError::Enospc if no_space => (Action::Stop, BlockErrorAction::Stop),
-            BlockdevOnError::Enospc | BlockdevOnError::Report | BlockdevOnError::Auto => {
-                (Action::Report, BlockErrorAction::Report)
-            }
-        };
-        self.errors.block_io_error(&BlockIoError {
-            node_name: self.backend.edge().node().name().to_owned(),
-            operation: if is_read {
-                IoOperationType::Read
-            } else {
-                IoOperationType::Write
-            },
-            action: told,
-            no_space,
-            reason: error.message.clone(),
-        });
-        action
+        let node_name = self.backend.edge().node().name().to_owned();
+        let judged = policy.judge(node_name, error, is_read);
+        self.errors.block_io_error(&judged);
+        judged.action
     }
 }
 
@@ -237,8 +211,9 @@ impl Shared {
 mod tests {
     use std::io;
 
+    use api::BlockdevOnError;
     use block_doubles::Storage;
-    use block_graph::BlockOperation;
+    use block_graph::{BlockIoError, BlockOperation};
 
     use super::*;
 

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use api::{BlockErrorAction, BlockdevOnError, IoOperationType};
 use block_doubles::{Change, Faults, Storage};
 use block_drivers::{FileDriver, FileOptions, HostOpener, HostProtocol};
-use block_graph::{BlockBackend, Graph, InFlight, Node, NodeOptions, Permission, Permissions};
+use block_graph::{BlockBackend, BlockErrorSink, BlockIoError, NodeOptions};
 use device::conformance::{self, Subject};
 use device::{Clock, Device, Width};
 use host_io::{Engine, Executor, ExecutorHandle};
@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use proptest::prelude::*;
 
 use crate::test_driver::*;
-use crate::{BlkOptions, BlockErrorSink, BlockIoError, MMIO_BYTES, VirtioBlk};
+use crate::{BlkOptions, MMIO_BYTES, VirtioBlk};
 
 const IN: u32 = 0;
 const OUT: u32 = 1;
@@ -47,22 +47,11 @@ pub fn backend_over(storage: &Storage, is_writable: bool) -> Arc<BlockBackend> {
 }
 
 fn backend(driver: Box<dyn block_graph::Driver>, is_writable: bool) -> Arc<BlockBackend> {
-    let graph = Graph::default();
     let options = NodeOptions {
         discard_unmap: true,
         ..NodeOptions::default()
     };
-    let counter = Arc::<InFlight>::default();
-    let node = Node::new("disk".to_owned(), driver, options, !is_writable, counter);
-    let place = graph.reserve_place();
-    graph.insert(place, Arc::clone(&node)).unwrap();
-    let mut required = Permission::CONSISTENT_READ;
-    required.set(Permission::WRITE, is_writable);
-    let asked = Permissions {
-        required,
-        shared: Permission::all(),
-    };
-    graph.attach_backend("virtio-blk", &node, asked).unwrap()
+    block_doubles::backend(driver, options, is_writable)
 }
 
 impl Rig {

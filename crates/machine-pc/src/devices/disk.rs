@@ -4,8 +4,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
 use api::{BlockErrorAction, BlockdevOnError, QmpError};
-use block_graph::{BlockBackend, Frontend, Graph, Permission, Permissions};
-use dev_virtio::{BlkOptions, BlockErrorSink, BlockIoError, VirtioBlk};
+use block_graph::{
+    BlockBackend, BlockErrorSink, BlockIoError, Frontend, Graph, Permission, Permissions,
+};
+use dev_virtio::{BlkOptions, VirtioBlk};
 use host_io::ExecutorHandle;
 
 use super::properties::{PropertySpec, property};

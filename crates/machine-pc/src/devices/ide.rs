@@ -4,8 +4,7 @@ use std::sync::Arc;
 
 use api::QmpError;
 use block_graph::{BlockBackend, Frontend};
-use dev_storage::{DriveEvents, DriveIoError, DriveKind, DriveOptions, IdePlace};
-use dev_virtio::{BlockErrorSink, BlockIoError};
+use dev_storage::{DriveEvents, DriveKind, DriveOptions, IdePlace};
 
 use super::disk::{DiskIdentity, attach, executor, policy};
 use super::properties::{PropertySpec, property};
@@ -61,27 +60,7 @@ pub(super) const CD_ROM: DeviceKind = DeviceKind {
     ..DISK
 };
 
-/// Carries a drive's errors to the clients.
-struct Events(Arc<DiskIdentity>);
-
-impl DriveEvents for Events {
-    fn io_error(&self, error: &DriveIoError) {
-        let DriveIoError {
-            node_name,
-            operation,
-            action,
-            no_space,
-            reason,
-        } = error.clone();
-        self.0.block_io_error(&BlockIoError {
-            node_name,
-            operation,
-            action,
-            no_space,
-            reason,
-        });
-    }
-
+impl DriveEvents for DiskIdentity {
     fn tray_moved(&self, _is_open: bool) {
         // Clients hear of trays with the commands that change media.
     }
@@ -164,7 +143,7 @@ fn make(
         write_cache: properties.text("write-cache")?.as_deref() != Some("off"),
         rerror: policy(properties, "rerror")?,
         werror: policy(properties, "werror")?,
-        events: Arc::new(Events(Arc::clone(&identity))),
+        events: identity.clone(),
     };
     let attached = control.attach_ide(place, options);
     if let (Err(_), Some(backend)) = (&attached, &backend) {

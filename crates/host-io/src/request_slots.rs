@@ -1,7 +1,7 @@
-//! The futures of the requests under way on one connection.
+//! The futures of the requests under way on one connection, or of one queue.
 //!
 //! All futures are of one type and live in slots that are used again and again, so starting a
-//! request allocates nothing once the connection has warmed up. Each slot has its own waker, so a
+//! request allocates nothing once the slots have been used. Each slot has its own waker, so a
 //! completion polls the request that it belongs to and no other.
 
 use std::future::Future;
@@ -12,30 +12,29 @@ use std::task::{Context, Wake, Waker};
 
 use parking_lot::Mutex;
 
-/// How many slots there can be: the bits of [`Ready`].
-pub(crate) const MAX_SLOTS: usize = 128;
+/// Slots that share a word of ready bits.
+const WORD_SLOTS: usize = 64;
 
 /// Which slots want to be polled, one bit each, and the task that does it.
-#[derive(Default)]
-struct Ready {
-    bits: [AtomicU64; 2],
+struct Ready<const WORDS: usize> {
+    bits: [AtomicU64; WORDS],
     task: Mutex<Option<Waker>>,
 }
 
-impl Ready {
+impl<const WORDS: usize> Ready<WORDS> {
     fn mark(&self, index: usize) {
-        if let Some(word) = self.bits.get(index / 64) {
-            word.fetch_or(1 << (index % 64), Ordering::AcqRel);
+        if let Some(word) = self.bits.get(index / WORD_SLOTS) {
+            word.fetch_or(1 << (index % WORD_SLOTS), Ordering::AcqRel);
         }
     }
 }
 
-struct SlotWaker {
-    ready: Arc<Ready>,
+struct SlotWaker<const WORDS: usize> {
+    ready: Arc<Ready<WORDS>>,
     index: usize,
 }
 
-impl Wake for SlotWaker {
+impl<const WORDS: usize> Wake for SlotWaker<WORDS> {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
@@ -54,24 +53,34 @@ struct Slot<F> {
     waker: Waker,
 }
 
-/// Up to [`MAX_SLOTS`] futures of one type.
-pub(crate) struct RequestSlots<F> {
+/// Up to 64 futures of one type for each of `WORDS`.
+pub struct RequestSlots<F, const WORDS: usize> {
     slots: Vec<Slot<F>>,
     free: Vec<usize>,
-    ready: Arc<Ready>,
+    ready: Arc<Ready<WORDS>>,
 }
 
-impl<F: Future<Output = ()>> RequestSlots<F> {
-    pub(crate) fn new() -> Self {
+impl<F: Future<Output = ()>, const WORDS: usize> Default for RequestSlots<F, WORDS> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<F: Future<Output = ()>, const WORDS: usize> RequestSlots<F, WORDS> {
+    /// No futures; each slot is made when it is first needed.
+    pub fn new() -> Self {
         Self {
             slots: Vec::new(),
             free: Vec::new(),
-            ready: Arc::default(),
+            ready: Arc::new(Ready {
+                bits: std::array::from_fn(|_| AtomicU64::new(0)),
+                task: Mutex::new(None),
+            }),
         }
     }
 
     /// Which task is woken when a future can go on.
-    pub(crate) fn set_task(&self, waker: &Waker) {
+    pub fn set_task(&self, waker: &Waker) {
         let mut task = self.ready.task.lock();
         if !task.as_ref().is_some_and(|known| known.will_wake(waker)) {
             *task = Some(waker.clone());
@@ -79,18 +88,18 @@ impl<F: Future<Output = ()>> RequestSlots<F> {
     }
 
     /// Whether no future is under way.
-    pub(crate) fn is_empty(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         self.free.len() == self.slots.len()
     }
 
     /// Whether there is no room for another future.
-    pub(crate) fn is_full(&self) -> bool {
-        self.free.is_empty() && self.slots.len() >= MAX_SLOTS
+    pub fn is_full(&self) -> bool {
+        self.free.is_empty() && self.slots.len() >= WORDS * WORD_SLOTS
     }
 
     /// Takes a future in, to be polled by the next [`Self::poll_ready`]. The caller has seen to it
     /// that there is room.
-    pub(crate) fn insert(&mut self, future: F) {
+    pub fn insert(&mut self, future: F) {
         debug_assert!(!self.is_full());
         let index = match self.free.pop() {
             Some(index) => {
@@ -113,15 +122,15 @@ impl<F: Future<Output = ()>> RequestSlots<F> {
     }
 
     /// Polls what can go on; says whether a future has ended.
-    pub(crate) fn poll_ready(&mut self) -> bool {
+    pub fn poll_ready(&mut self) -> bool {
         let mut ended = false;
-        for word in 0..2 {
+        for word in 0..WORDS {
             let bits = self.ready.bits.get(word);
             let mut bits = bits.map_or(0, |bits| bits.swap(0, Ordering::AcqRel));
             while bits != 0 {
                 let bit = bits.trailing_zeros() as usize;
                 bits &= bits - 1;
-                ended |= self.poll_slot(word * 64 + bit);
+                ended |= self.poll_slot(word * WORD_SLOTS + bit);
             }
         }
         ended
@@ -155,6 +164,8 @@ mod tests {
 
     use super::*;
 
+    const MAX_SLOTS: usize = 2 * WORD_SLOTS;
+
     #[derive(Default)]
     struct Counting(AtomicUsize);
 
@@ -170,7 +181,7 @@ mod tests {
         let wakers: Vec<Cell<Option<Waker>>> = (0..MAX_SLOTS).map(|_| Cell::new(None)).collect();
         let polls: Vec<Cell<u32>> = (0..MAX_SLOTS).map(|_| Cell::new(0)).collect();
         let go_on = Cell::new(usize::MAX);
-        let mut slots = RequestSlots::new();
+        let mut slots = RequestSlots::<_, 2>::new();
         slots.set_task(&Waker::from(Arc::clone(&task)));
         for index in 0..MAX_SLOTS {
             let (waker, polls, go_on) = (&wakers[index], &polls[index], &go_on);
