@@ -234,6 +234,15 @@ impl Graph {
         updated
     }
 
+    /// Guests hear of lengths that have changed; what lies above a node follows it.
+    pub fn tell_length_changed(&self) {
+        for backend in self.backends() {
+            if let Some(frontend) = backend.frontend() {
+                frontend.length_changed();
+            }
+        }
+    }
+
     /// Makes a user's way in: an edge with the role `Root`, and a backend over it.
     ///
     /// # Errors

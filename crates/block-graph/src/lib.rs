@@ -47,6 +47,6 @@ pub use events::{BlockEvents, ImageCorrupted};
 pub use graph::{Drained, Graph, MAX_NODE_NAME, Replacement};
 pub use in_flight::{InFlight, InFlightGuard, InFlightMark};
 pub use io_error::{BlockErrorSink, BlockIoError, ErrorPolicy};
-pub use node::{BlockStatus, DetectZeroes, Node, NodeOptions, is_zero};
+pub use node::{BlockStatus, DetectZeroes, MAX_LENGTH_BYTES, Node, NodeOptions, is_zero};
 pub use permissions::{Permission, Permissions};
 pub use range_lock::{RangeGuard, RangeLocks};

@@ -13,6 +13,9 @@ use crate::edge::Edge;
 use crate::error::{BlockError, BlockOperation};
 use crate::in_flight::InFlight;
 
+/// The longest a node may become, in bytes, as in QEMU.
+pub const MAX_LENGTH_BYTES: u64 = (1 << 63) - (1 << 30);
+
 /// How many drivers may lie upon each other on the fast path; deeper chains go the slow way.
 const MAX_MAPPED_DEPTH: usize = 16;
 

@@ -36,6 +36,7 @@ mod distinguished_name;
 mod inbox;
 mod nbd_export;
 mod outbox;
+mod resize;
 mod serve;
 mod server;
 mod tls;

@@ -3,14 +3,15 @@
 use std::sync::{Arc, Weak};
 
 use api::BlockExportType;
-use block_graph::{BlockBackend, Graph};
+use block_graph::{BlockBackend, Graph, MAX_LENGTH_BYTES};
 use export::{Export, ShutdownFuture};
 use host_io::{ExecutorHandle, Stream};
-use nbd_wire::{BlockSize, ExportInfo, MAX_PAYLOAD_BYTES, TransmissionFlags};
+use nbd_wire::{BlockSize, ErrorCode, ExportInfo, MAX_PAYLOAD_BYTES, TransmissionFlags};
 
 use crate::NbdServerError;
 use crate::block_status::{ALLOCATION_CONTEXT, DEPTH_CONTEXT};
 use crate::clients::{Client, Clients};
+use crate::resize::Resizer;
 use crate::server::ServerState;
 
 /// The longest name and the longest description of an export, in bytes.
@@ -39,6 +40,9 @@ pub struct NbdExportOptions {
     pub allocation_depth: bool,
     /// Whether every write is made durable before it is answered.
     pub writethrough: bool,
+    /// The way by which clients may change the length: a second backend of the same node, the only
+    /// one with the permission to resize. None where they may not. Let go by the export's shutdown.
+    pub resizer: Option<Arc<BlockBackend>>,
     /// Where its clients are served, if not where the server is.
     pub executor: Option<ExecutorHandle>,
 }
@@ -46,13 +50,14 @@ pub struct NbdExportOptions {
 /// One node offered over NBD.
 pub struct NbdExport {
     options: NbdExportOptions,
+    resizer: Option<Resizer>,
     clients: Arc<Clients>,
     server: Weak<ServerState>,
 }
 
 impl NbdExport {
     pub(crate) fn new(
-        options: NbdExportOptions,
+        mut options: NbdExportOptions,
         server: Weak<ServerState>,
     ) -> Result<Arc<Self>, NbdServerError> {
         if options.name.len() > MAX_NAME_BYTES {
@@ -63,8 +68,10 @@ impl NbdExport {
         {
             return Err(NbdServerError::DescriptionTooLong(description.clone()));
         }
+        let resizer = options.resizer.take().map(Resizer::new);
         Ok(Arc::new(Self {
             options,
+            resizer,
             clients: Arc::default(),
             server,
         }))
@@ -90,6 +97,29 @@ impl NbdExport {
 
     pub(crate) fn executor(&self) -> Option<&ExecutorHandle> {
         self.options.executor.as_ref()
+    }
+
+    /// Changes the length for a client, one of those counted.
+    ///
+    /// A smaller length takes data from under the others, so it needs the only client.
+    ///
+    /// # Errors
+    /// The code to reply and why.
+    pub(crate) async fn resize(&self, length_bytes: u64) -> Result<(), (ErrorCode, String)> {
+        let Some(resizer) = &self.resizer else {
+            let why = "clients may not resize this export".to_owned();
+            return Err((ErrorCode::Permission, why));
+        };
+        if length_bytes < self.options.backend.length() && self.clients.len() > 1 {
+            let why = "other clients use the export, so it cannot become smaller".to_owned();
+            return Err((ErrorCode::Permission, why));
+        }
+        if length_bytes > MAX_LENGTH_BYTES {
+            let why = format!("the largest length is {MAX_LENGTH_BYTES} bytes");
+            return Err((ErrorCode::NoSpace, why));
+        }
+        let resized = resizer.resize(&self.options.graph, length_bytes).await;
+        resized.map_err(|error| (ErrorCode::from_linux_errno(error.errno), error.message))
     }
 
     pub(crate) fn description(&self) -> Option<&str> {
@@ -135,6 +165,9 @@ impl NbdExport {
         } else {
             flags |= TransmissionFlags::READ_ONLY;
         }
+        if self.resizer.is_some() {
+            flags |= TransmissionFlags::SEND_RESIZE;
+        }
         flags
     }
 
@@ -177,7 +210,11 @@ impl Export for NbdExport {
         self.clients.cut_off();
         Box::pin(async move {
             self.clients.all_gone().await;
-            self.options.graph.detach_backend(&self.options.backend);
+            let graph = &self.options.graph;
+            graph.detach_backend(&self.options.backend);
+            if let Some(resizer) = &self.resizer {
+                graph.detach_backend(resizer.backend());
+            }
         })
     }
 }

@@ -46,6 +46,15 @@ impl From<ErrorCode> for Failure {
     }
 }
 
+impl From<(ErrorCode, String)> for Failure {
+    fn from((code, message): (ErrorCode, String)) -> Self {
+        Self {
+            code,
+            message: message.into(),
+        }
+    }
+}
+
 /// What a request that went well is answered with.
 enum Answer {
     Done,
@@ -110,7 +119,8 @@ impl Session<'_> {
                 let found = block_status::extents(backend, contexts, offset, length, one).await?;
                 return Ok(Answer::Extents(found));
             }
-            (Command::Disconnect | Command::Resize | Command::Unknown(_), _) => {
+            (Command::Resize, _) => self.export.resize(offset).await?,
+            (Command::Disconnect | Command::Unknown(_), _) => {
                 return Err(ErrorCode::Invalid.into());
             }
         }

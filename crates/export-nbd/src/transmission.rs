@@ -55,6 +55,7 @@ pub(crate) struct Work {
 
 /// What the parts of one connection share.
 pub(crate) struct Session<'a> {
+    pub(crate) export: &'a NbdExport,
     pub(crate) backend: &'a BlockBackend,
     pub(crate) negotiated: &'a Negotiated,
     pub(crate) format: ReplyFormat,
@@ -84,6 +85,7 @@ enum ReceiveError {
 /// Serves a client's requests until it disconnects and the last one has been answered.
 pub(crate) async fn run(export: &NbdExport, transport: Transport, ready: &Ready, first: &[u8]) {
     let session = Session {
+        export,
         backend: export.backend(),
         negotiated: &ready.negotiated,
         format: ready.negotiated.reply_format(),

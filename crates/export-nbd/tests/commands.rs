@@ -288,6 +288,7 @@ fn names_are_checked() {
         writable: false,
         allocation_depth: false,
         writethrough: false,
+        resizer: None,
         executor: None,
     };
     let server = rig.server.as_ref().unwrap();

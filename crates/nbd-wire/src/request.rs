@@ -283,7 +283,12 @@ pub fn validate(
             return require(request.offset == 0 && request.length == 0);
         }
         Command::Disconnect => return Ok(()),
-        Command::Resize | Command::Unknown(_) => return Err(ErrorCode::Invalid),
+        Command::Resize => {
+            // The new length is in the field of the offset.
+            require(has(TransmissionFlags::SEND_RESIZE))?;
+            return writable();
+        }
+        Command::Unknown(_) => return Err(ErrorCode::Invalid),
     }
     check_range(request, export)
 }
@@ -326,6 +331,8 @@ fn check_range(request: &Request, export: &ExportInfo) -> Result<(), ErrorCode> 
     if !is_within(request.offset, request.length, export.size_bytes) {
         return Err(match request.command {
             Command::Write | Command::WriteZeroes => ErrorCode::NoSpace,
+            // What a client has made smaller has no space there.
+            _ if export.flags.contains(TransmissionFlags::SEND_RESIZE) => ErrorCode::NoSpace,
             _ => ErrorCode::Invalid,
         });
     }

@@ -91,11 +91,12 @@ fn a_wrong_magic_length_or_payload_is_fatal() {
 
 #[test]
 fn the_range_has_to_lie_within_the_export() {
-    let export = export(all_flags());
-    let check = |command, offset, length| {
+    let fixed = export(all_flags() - TransmissionFlags::SEND_RESIZE);
+    let resizable = export(all_flags());
+    let check_on = |export: &_, command, offset, length| {
         validate(
             &compact(command, CommandFlags::empty(), offset, length),
-            &export,
+            export,
             &negotiated(false),
         )
     };
@@ -105,11 +106,19 @@ fn the_range_has_to_lie_within_the_export() {
         Command::Cache,
         Command::BlockStatus,
     ] {
-        assert_eq!(check(command, MIB - 1, 1), Ok(()));
-        assert_eq!(check(command, MIB, 0), Ok(()));
-        assert_eq!(check(command, MIB - 1, 2), Err(ErrorCode::Invalid));
-        assert_eq!(check(command, u64::MAX, 1), Err(ErrorCode::Invalid));
+        // Where clients resize, what lies beyond may have been there: the extension's code.
+        for (export, code) in [
+            (&fixed, ErrorCode::Invalid),
+            (&resizable, ErrorCode::NoSpace),
+        ] {
+            assert_eq!(check_on(export, command, MIB - 1, 1), Ok(()));
+            assert_eq!(check_on(export, command, MIB, 0), Ok(()));
+            assert_eq!(check_on(export, command, MIB - 1, 2), Err(code));
+            assert_eq!(check_on(export, command, u64::MAX, 1), Err(code));
+        }
     }
+    let check = |command, offset, length| check_on(&fixed, command, offset, length);
+    assert_eq!(check_on(&resizable, Command::Resize, u64::MAX, 0), Ok(()));
     for command in [Command::Write, Command::WriteZeroes] {
         assert_eq!(check(command, 0, MIB), Ok(()));
         assert_eq!(check(command, 0, MIB + 1), Err(ErrorCode::NoSpace));
@@ -142,7 +151,12 @@ fn a_read_only_export_is_not_changed() {
             &negotiated(false),
         )
     };
-    for command in [Command::Write, Command::WriteZeroes, Command::Trim] {
+    for command in [
+        Command::Write,
+        Command::WriteZeroes,
+        Command::Trim,
+        Command::Resize,
+    ] {
         assert_eq!(check(command), Err(ErrorCode::Permission));
     }
     for command in [Command::Read, Command::Cache, Command::BlockStatus] {

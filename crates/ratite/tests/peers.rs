@@ -361,6 +361,44 @@ fn fio_shares_clusters_among_connections() {
 }
 
 #[test]
+fn a_client_changes_the_length_where_it_may() {
+    let daemon = serve_new_disk();
+    let mut qmp = daemon.qmp();
+    let export = |id: &str, writable: bool, resizable: bool| {
+        serde_json::json!({"type": "nbd", "id": id, "node-name": "disk", "name": "elastic",
+            "writable": writable, "resizable": resizable})
+    };
+    // The export that is there shares everything but the length.
+    let refused = qmp.error("block-export-add", &export("elastic", true, true));
+    assert!(refused.contains("'resize'"), "{refused}");
+    qmp.ok("block-export-del", &serde_json::json!({"id": "disk"}));
+    qmp.event("BLOCK_EXPORT_DELETED");
+    let refused = qmp.error("block-export-add", &export("elastic", false, true));
+    assert_eq!(refused, "Parameter 'resizable' needs parameter 'writable'");
+    qmp.ok("block-export-add", &export("elastic", true, true));
+    let refused = qmp.error(
+        "block_resize",
+        &serde_json::json!({"node-name": "disk", "size": SIZE}),
+    );
+    assert!(refused.contains("'resize'"), "{refused}");
+
+    let printed = run(tool("python3")
+        .arg(tools::script("resize.py"))
+        .arg(daemon.path("nbd.sock"))
+        .arg("elastic"));
+    let length: u64 = printed.trim().parse().expect("a length");
+    let nodes = qmp.ok("query-named-block-nodes", &serde_json::json!({}));
+    let disk = nodes
+        .as_array()
+        .expect("nodes")
+        .iter()
+        .find(|node| node["node-name"] == "disk")
+        .expect("the disk");
+    assert_eq!(disk["image"]["virtual-size"], length);
+    quit_and_check(daemon);
+}
+
+#[test]
 fn libnbd_tries_every_request_and_error() {
     let daemon = serve_new_disk();
     let mut qmp = daemon.qmp();

@@ -10,7 +10,7 @@ use api::{
     EventSink, NbdServerAddOptions, NbdServerOptions, NbdServerOptionsLegacy, NbdServerRemoveArgs,
     QmpError, SocketAddress,
 };
-use block_graph::{Permission, Permissions};
+use block_graph::{BlockBackend, Node, Permission, Permissions};
 use chardev::socket_address::{FdLookup, from_legacy, listen_at};
 use export::{Export, ExportRegistry};
 use export_nbd::{NbdExportOptions, NbdServer};
@@ -166,28 +166,19 @@ impl Inner {
             name,
             description,
             allocation_depth,
+            resizable,
         } = *nbd;
         let running = self.exports.nbd.lock().await;
         let Some(running) = &*running else {
             return Err(not_running());
         };
-        let mut required = Permission::CONSISTENT_READ;
-        if writable {
-            required |= Permission::WRITE;
-        }
-        let asked = Permissions {
-            required,
-            shared: Permission::all() - Permission::RESIZE,
-        };
-        let backend = self
-            .graph
-            .attach_backend("an unnamed block device", &node, asked)
-            .map_err(|error| graph_words(&error))?;
+        let (backend, resizer) = self.attach_nbd(&node, writable, resizable == Some(true))?;
         let made = running.server.add_export(NbdExportOptions {
             id: options.id,
             name: name.unwrap_or(options.node_name),
             description,
             backend: Arc::clone(&backend),
+            resizer: resizer.clone(),
             graph: Arc::clone(&self.graph),
             writable,
             allocation_depth: allocation_depth == Some(true),
@@ -200,8 +191,50 @@ impl Inner {
                 Ok(self.exports.registry.add(export)?)
             }
             Err(error) => {
-                self.graph.detach_backend(&backend);
+                for backend in std::iter::once(backend).chain(resizer) {
+                    self.graph.detach_backend(&backend);
+                }
                 Err(QmpError::generic(error.to_string()))
+            }
+        }
+    }
+
+    /// The ways into the graph of an export over NBD: for requests, and for clients that may
+    /// change the length. Nobody else changes it while the export is there.
+    fn attach_nbd(
+        &self,
+        node: &Arc<Node>,
+        writable: bool,
+        resizable: bool,
+    ) -> Result<(Arc<BlockBackend>, Option<Arc<BlockBackend>>), QmpError> {
+        if resizable && !writable {
+            return Err(QmpError::generic(
+                "Parameter 'resizable' needs parameter 'writable'",
+            ));
+        }
+        let attach = |required, shared| {
+            self.graph
+                .attach_backend(
+                    "an unnamed block device",
+                    node,
+                    Permissions { required, shared },
+                )
+                .map_err(|error| graph_words(&error))
+        };
+        let mut required = Permission::CONSISTENT_READ;
+        if writable {
+            required |= Permission::WRITE;
+        }
+        let but_resize = Permission::all() - Permission::RESIZE;
+        if !resizable {
+            return Ok((attach(required, but_resize)?, None));
+        }
+        let backend = attach(required, Permission::all())?;
+        match attach(Permission::RESIZE, but_resize) {
+            Ok(resizer) => Ok((backend, Some(resizer))),
+            Err(error) => {
+                self.graph.detach_backend(&backend);
+                Err(error)
             }
         }
     }
@@ -223,6 +256,7 @@ impl Inner {
             name: options.name,
             description: options.description,
             allocation_depth: None,
+            resizable: None,
         };
         self.add_export(BlockExportOptions {
             r#type: BlockExportOptionsBranch::Nbd(Box::new(nbd)),

@@ -7,7 +7,8 @@ use api::{
     QmpError,
 };
 use block_graph::{
-    ChildRole, GraphError, Node, ParentName, Permission, Permissions, Preallocation,
+    ChildRole, GraphError, MAX_LENGTH_BYTES, Node, ParentName, Permission, Permissions,
+    Preallocation,
 };
 use monitor::Caller;
 
@@ -117,15 +118,6 @@ impl Inner {
         Some(backend.edge().node_arc())
     }
 
-    /// Guests hear of lengths that have changed; what lies above a node follows it.
-    fn tell_frontends(&self) {
-        for backend in self.graph.backends() {
-            if let Some(frontend) = backend.frontend() {
-                frontend.length_changed();
-            }
-        }
-    }
-
     async fn resize(self: &Arc<Self>, arguments: BlockResizeArgs) -> Result<(), QmpError> {
         let by_name = arguments.node_name.as_deref();
         let by_device = arguments.device.as_deref();
@@ -143,9 +135,9 @@ impl Inner {
         let Ok(size) = u64::try_from(arguments.size) else {
             return Err(QmpError::generic("Parameter 'size' expects a >0 size"));
         };
-        if size > MAX_LENGTH {
+        if size > MAX_LENGTH_BYTES {
             return Err(QmpError::generic(format!(
-                "offset({size}) exceeds maximum({MAX_LENGTH})"
+                "offset({size}) exceeds maximum({MAX_LENGTH_BYTES})"
             )));
         }
         check_not_backing(&node)?;
@@ -170,7 +162,7 @@ impl Inner {
         self.graph.detach_backend(&backend);
         match resized {
             Ok(Ok(())) => {
-                self.tell_frontends();
+                self.graph.tell_length_changed();
                 Ok(())
             }
             Ok(Err(error)) => Err(QmpError::generic(error.message)),
@@ -188,9 +180,6 @@ impl Inner {
             .await
     }
 }
-
-/// The longest a node may become, in bytes, as in QEMU.
-const MAX_LENGTH: u64 = (1 << 63) - (1 << 30);
 
 /// Refuses what would pull the ground from under an overlay.
 fn check_not_backing(node: &Node) -> Result<(), QmpError> {

@@ -154,6 +154,9 @@ pub struct BlockExportOptionsNbd {
     /// offer the meta context ``qemu:allocation-depth``
     /// (default: false)
     pub allocation_depth: Option<bool>,
+    /// let clients change the node's length by ``NBD_CMD_RESIZE``;
+    /// needs a writable export (default: false)
+    pub resizable: Option<bool>,
 }
 
 impl QapiObject for BlockExportOptionsNbd {
@@ -162,6 +165,7 @@ impl QapiObject for BlockExportOptionsNbd {
             name: members.optional("name")?,
             description: members.optional("description")?,
             allocation_depth: members.optional("allocation-depth")?,
+            resizable: members.optional("resizable")?,
         })
     }
 
@@ -169,6 +173,7 @@ impl QapiObject for BlockExportOptionsNbd {
         put_optional(out, "name", &self.name);
         put_optional(out, "description", &self.description);
         put_optional(out, "allocation-depth", &self.allocation_depth);
+        put_optional(out, "resizable", &self.resizable);
     }
 }
 

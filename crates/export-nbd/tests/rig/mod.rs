@@ -158,10 +158,21 @@ impl Rig {
             writable,
             allocation_depth: true,
             writethrough: false,
+            resizer: None,
             executor: None,
         };
         change(&mut options);
         self.server.as_ref().unwrap().add_export(options).unwrap()
+    }
+
+    /// An export whose clients may change its length.
+    pub fn resizable_export(&self, node: &Arc<Node>) -> Arc<NbdExport> {
+        let asked = Permissions {
+            required: Permission::RESIZE,
+            shared: Permission::all() - Permission::RESIZE,
+        };
+        let resizer = self.graph.attach_backend("resizer", node, asked).unwrap();
+        self.export_with(node, true, |options| options.resizer = Some(resizer))
     }
 
     pub fn connect(&self) -> UnixStream {
