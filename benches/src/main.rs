@@ -1,12 +1,13 @@
-//! `cargo xtask bench [ROW...]`: Ratite's storage daemon against QEMU's, in the same run.
+//! `cargo xtask bench [ROW...]`: Ratite's storage daemon and machine against QEMU's, in the same run.
 //!
-//! Each row is measured in several rounds, the two daemons taking turns; what is told is the median
+//! Each row is measured in several rounds, the two sides taking turns; what is told is the median
 //! of each, and the median of the rounds' ratios. Absolute figures depend on the machine and on
 //! who else is using it; the ratio does so much less.
 //!
 //! ```text
 //!   rows.rs      which rows there are, and what each asks of a daemon
 //!   daemon.rs    one daemon of either kind: its command line, its end, its memory
+//!   machine.rs   one machine of either kind: its guests, what they say, its memory
 //!   images.rs    the disks that are served
 //!   nbd_load.rs  an NBD client that only makes load
 //!   qmp_load.rs  a QMP client that only makes load
@@ -17,6 +18,7 @@
 
 mod daemon;
 mod images;
+mod machine;
 mod nbd_load;
 mod qmp_load;
 mod report;
@@ -37,7 +39,7 @@ enum Output {
     Json,
 }
 
-/// Ratite's storage daemon against QEMU's: figures of both, and their ratio.
+/// Ratite's storage daemon and machine against QEMU's: figures of both, and their ratio.
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask bench")]
 struct Arguments {
@@ -46,7 +48,7 @@ struct Arguments {
     /// Only print the names of the rows.
     #[arg(long)]
     list: bool,
-    /// How often each daemon is measured.
+    /// How often each side is measured; Linux is booted three times at most.
     #[arg(long, default_value_t = 11, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
     /// How long one measurement of throughput takes.
@@ -57,25 +59,33 @@ struct Arguments {
     /// The program to measure. The one that was built with this benchmark, if it is not given.
     #[arg(long)]
     ratite: Option<PathBuf>,
-    /// What it is measured against.
+    /// What the daemon is measured against.
     #[arg(long, default_value = "qemu-storage-daemon")]
     peer: PathBuf,
+    /// What the machine is measured against.
+    #[arg(long, default_value = "qemu-system-x86_64")]
+    machine_peer: PathBuf,
     /// The peer's 'aio' option of file nodes (threads, native, io_uring); its default if not given.
     #[arg(long)]
     peer_aio: Option<String>,
     /// Where the disks are made, about 2 GB: a file system on a real disk.
     #[arg(long, default_value = "target/bench")]
     folder: PathBuf,
+    /// Where the packages with the guest's kernel have been unpacked.
+    #[arg(long, default_value = "target/test-guests/root")]
+    guests: PathBuf,
 }
 
 /// What all measurements need to know.
 struct Settings {
     ratite: PathBuf,
     peer: PathBuf,
+    machine_peer: PathBuf,
     peer_aio: Option<String>,
     rounds: u32,
     duration: Duration,
     images: Images,
+    guests: PathBuf,
 }
 
 fn main() -> Result<()> {
@@ -99,10 +109,12 @@ fn main() -> Result<()> {
             None => beside_this_program()?,
         },
         peer: arguments.peer,
+        machine_peer: arguments.machine_peer,
         peer_aio: arguments.peer_aio,
         rounds: arguments.rounds,
         duration: Duration::from_millis(arguments.milliseconds),
         images: Images::new(&arguments.folder)?,
+        guests: arguments.guests,
     };
     let mut results = Vec::new();
     for case in &cases {

@@ -2,19 +2,24 @@
 
 use serde_json::{Value, json};
 
-/// What a row's ratio, ours by the peer's, should be.
+/// What a row should come to.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Aim {
+    /// Ours by the peer's, at least.
     AtLeast(f64),
+    /// Ours by the peer's, at most.
     AtMost(f64),
+    /// Ours, whatever the peer's is.
+    Below(f64),
     None,
 }
 
 impl Aim {
-    fn is_met_by(self, ratio: f64) -> Option<bool> {
+    fn is_met_by(self, summary: &Summary) -> Option<bool> {
         match self {
-            Self::AtLeast(least) => Some(ratio >= least),
-            Self::AtMost(most) => Some(ratio <= most),
+            Self::AtLeast(least) => Some(summary.ratio >= least),
+            Self::AtMost(most) => Some(summary.ratio <= most),
+            Self::Below(limit) => Some(summary.ours < limit),
             Self::None => None,
         }
     }
@@ -23,6 +28,7 @@ impl Aim {
         match self {
             Self::AtLeast(least) => format!(">= {least}"),
             Self::AtMost(most) => format!("<= {most}"),
+            Self::Below(limit) => format!("ours < {limit}"),
             Self::None => "-".to_owned(),
         }
     }
@@ -109,30 +115,32 @@ pub(crate) fn print_table(rows: &[Row]) {
     println!("|---|---|--:|--:|--:|--:|--:|---|");
     let mut counts = [0_usize; 2];
     for row in rows {
-        let Summary {
-            ours,
-            peer,
-            ratio,
-            least,
-            greatest,
-        } = row.summary();
+        let summary = row.summary();
         let Metric {
             unit,
             decimals,
             aim,
             ..
         } = row.metric;
-        let met = match aim.is_met_by(ratio) {
+        let is_met = aim.is_met_by(&summary);
+        let met = match is_met {
             Some(true) => "yes",
             Some(false) => "no",
             None => "",
         };
+        let Summary {
+            ours,
+            peer,
+            ratio,
+            least,
+            greatest,
+        } = summary;
         println!(
             "| {} | {unit} | {ours:.decimals$} | {peer:.decimals$} | {ratio:.2} | {least:.2}..{greatest:.2} | {} | {met} |",
             row.name,
             aim.text(),
         );
-        if let Some(met) = aim.is_met_by(ratio) {
+        if let Some(met) = is_met {
             let [all, reached] = &mut counts;
             *all += 1;
             *reached += usize::from(met);
@@ -159,7 +167,7 @@ pub(crate) fn to_json(rows: &[Row]) -> Value {
                 "ratio-least": summary.least,
                 "ratio-greatest": summary.greatest,
                 "aim": row.metric.aim.text(),
-                "met": row.metric.aim.is_met_by(summary.ratio),
+                "met": row.metric.aim.is_met_by(&summary),
                 "ratite-rounds": ours,
                 "peer-rounds": peer,
             })
@@ -188,7 +196,9 @@ mod tests {
         let summary = row.summary();
         assert_eq!((summary.ratio, summary.least), (2.0, 1.0));
         assert_eq!((summary.ours, summary.peer), (20.0, 10.0));
-        assert_eq!(metric.aim.is_met_by(summary.ratio), Some(true));
-        assert_eq!(Aim::AtMost(0.5).is_met_by(0.6), Some(false));
+        assert_eq!(metric.aim.is_met_by(&summary), Some(true));
+        assert_eq!(Aim::AtMost(0.5).is_met_by(&summary), Some(false));
+        assert_eq!(Aim::Below(20.0).is_met_by(&summary), Some(false));
+        assert_eq!(Aim::Below(20.1).is_met_by(&summary), Some(true));
     }
 }

@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use crate::Settings;
 use crate::daemon::{Daemon, Memory, Side, cpu_time};
 use crate::images::Disk;
+use crate::machine::{self, Guests, WORKLOADS};
 use crate::nbd_load::{Direction, Load, NbdClient, Order};
 use crate::qmp_load;
 use crate::report::{Aim, Metric, Row};
@@ -19,8 +20,10 @@ const MIB: u32 = 1024 * KIB;
 const SEQUENTIAL_DEPTH: u32 = 4;
 /// How many QMP commands a pipelining client has under way.
 const QMP_DEPTH: usize = 16;
-/// How often a daemon is started in one round.
+/// How often a daemon or a machine is started in one round.
 const STARTS_PER_ROUND: u32 = 3;
+/// How often Linux is booted at most: it takes its time.
+const MAX_BOOT_ROUNDS: u32 = 3;
 /// How long a daemon is left alone before its memory is read, or load begins.
 const IDLE_TIME: Duration = Duration::from_millis(300);
 /// How often memory is looked at while there is load.
@@ -49,6 +52,10 @@ enum Kind {
     IdleMemory(Disk),
     /// The most memory while there is load.
     LoadedMemory(Disk, Load),
+    /// Linux on a machine: its boot, its workloads, the machine's memory.
+    Linux,
+    /// Milliseconds until the embedded guest's first line on this board.
+    FirstLine(&'static str),
 }
 
 /// All rows.
@@ -89,7 +96,28 @@ pub(crate) fn all() -> Vec<Case> {
     cases.push(memory("read 4k depth 32", read));
     let write = Kind::LoadedMemory(Disk::Qcow2, load(Direction::Write));
     cases.push(memory("write 4k depth 32", write));
+    machine_rows(&mut cases);
     cases
+}
+
+/// The software CPU beside QEMU's translator.
+fn machine_rows(cases: &mut Vec<Case>) {
+    let seconds = |which| Metric::new(which, "s", 2, Aim::AtMost(4.0));
+    let mut linux = vec![seconds("boot to userspace")];
+    linux.extend(WORKLOADS.map(seconds));
+    linux.push(Metric::new("memory", "MiB", 1, Aim::Below(20.0)));
+    cases.push(Case {
+        name: "machine linux".to_owned(),
+        kind: Kind::Linux,
+        metrics: linux,
+    });
+    for (board, aim) in [("microvm", Aim::Below(30.0)), ("pc", Aim::None)] {
+        cases.push(Case {
+            name: format!("machine {board} first line"),
+            kind: Kind::FirstLine(board),
+            metrics: vec![Metric::new("", "ms", 1, aim)],
+        });
+    }
 }
 
 /// How many in a second, and how much processor time the daemon needs for each: that depends much
@@ -151,7 +179,7 @@ fn nbd_rows(cases: &mut Vec<Case>) {
     }
 }
 
-/// Measures both daemons in turn.
+/// Measures both sides in turn.
 pub(crate) fn run(case: &Case, settings: &Settings) -> Result<Vec<Row>> {
     let mut rows: Vec<Row> = case
         .metrics
@@ -160,7 +188,11 @@ pub(crate) fn run(case: &Case, settings: &Settings) -> Result<Vec<Row>> {
         .collect();
     let mut ours = Runner::new(case.kind, Side::Ratite, settings)?;
     let mut theirs = Runner::new(case.kind, Side::Peer, settings)?;
-    for round in 0..settings.rounds {
+    let rounds = match case.kind {
+        Kind::Linux => settings.rounds.min(MAX_BOOT_ROUNDS),
+        _ => settings.rounds,
+    };
+    for round in 0..rounds {
         // Who comes first changes, so that what comes of being first helps neither.
         let (our_values, their_values) = if round % 2 == 0 {
             let first = ours.measure(round)?;
@@ -186,6 +218,7 @@ struct Runner<'a> {
     /// Where one daemon serves all rounds.
     daemon: Option<Daemon>,
     client: Option<NbdClient>,
+    guests: Option<Guests>,
 }
 
 impl<'a> Runner<'a> {
@@ -196,6 +229,7 @@ impl<'a> Runner<'a> {
             settings,
             daemon: None,
             client: None,
+            guests: None,
         };
         match kind {
             Kind::Nbd(Disk::FreshQcow2, _) | Kind::StartUp(_) => {}
@@ -210,6 +244,9 @@ impl<'a> Runner<'a> {
             }
             // What a daemon has taken it may keep: each round has a new one.
             Kind::IdleMemory(_) | Kind::LoadedMemory(..) => {}
+            Kind::Linux | Kind::FirstLine(_) => {
+                runner.guests = Some(Guests::new(&settings.guests)?)
+            }
         }
         Ok(runner)
     }
@@ -270,7 +307,20 @@ impl<'a> Runner<'a> {
                 daemon.quit()?;
                 Ok(in_mib(memory))
             }
+            Kind::Linux => machine::boot_linux(self.side, self.settings, self.guests()?),
+            Kind::FirstLine(board) => {
+                let guests = self.guests()?;
+                let mut total = Duration::ZERO;
+                for _ in 0..STARTS_PER_ROUND {
+                    total += machine::first_line(self.side, self.settings, guests, board)?;
+                }
+                Ok(vec![(total / STARTS_PER_ROUND).as_secs_f64() * 1000.0])
+            }
         }
+    }
+
+    fn guests(&self) -> Result<&Guests> {
+        self.guests.as_ref().context("guests")
     }
 
     fn end(self) -> Result<()> {

@@ -6,18 +6,23 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail};
 
+/// What is measured against, and the Debian package of each.
+const PEERS: [(&str, &str); 2] = [
+    ("qemu-storage-daemon", "qemu-utils"),
+    ("qemu-system-x86_64", "qemu-system-x86"),
+];
+
 pub fn run(arguments: &[String]) -> Result<ExitCode> {
     let (profile, rest) = match arguments {
         [option, profile, rest @ ..] if option == "--profile" => (profile.as_str(), rest),
         all => ("release", all),
     };
-    if Command::new("qemu-storage-daemon")
-        .arg("--version")
-        .output()
-        .is_err()
-    {
-        bail!("qemu-storage-daemon is missing; as root: apt-get install -y qemu-utils");
+    for (program, package) in PEERS {
+        if Command::new(program).arg("--version").output().is_err() {
+            bail!("{program} is missing; as root: apt-get install -y {package}");
+        }
     }
+    crate::test_guests::fetch()?;
     let root = crate::root()?;
     let build = ["build", "--profile", profile, "-p", "ratite", "-p", "bench"];
     let built = Command::new("cargo")

@@ -18,6 +18,7 @@ const PEERS: &[(&str, &str)] = &[
     ("qemu-nbd", "qemu-utils"),
     // Since QEMU 8 in qemu-utils.
     ("qemu-storage-daemon", "qemu-system-common"),
+    ("cpio", "cpio"),
     ("iasl", "acpica-tools"),
     ("dmidecode", "dmidecode"),
     ("nbdinfo", "libnbd-bin"),

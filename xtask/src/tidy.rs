@@ -54,6 +54,7 @@ const LAYERS: &[&[&str]] = &[
         "boot-pc",
         "accel-kvm",
         "cpu-soft",
+        "debian-guest",
         "dev-pc",
         "dev-storage",
         "dev-virtio",
