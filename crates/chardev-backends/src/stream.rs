@@ -170,6 +170,9 @@ impl End {
 
 /// A stream made of two descriptors (stdio, a pipe pair, a file and nothing to read) or one used
 /// twice (a pty).
+///
+/// It is not a connection that the other side could close: after the end of its input nothing
+/// comes any more, and output goes on. A guest is heard also with `</dev/null`.
 pub(crate) struct PairStream {
     input: End,
     output: End,
@@ -202,26 +205,30 @@ fn write_some(fd: impl AsFd, from: &[u8]) -> io::Result<usize> {
 
 impl AsyncRead for PairStream {
     fn poll_read(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        match &self.input {
-            End::Nothing => Poll::Pending,
-            End::Always(fd) => {
-                let count = read_some(fd, buf.initialize_unfilled())?;
-                buf.advance(count);
-                Poll::Ready(Ok(()))
-            }
+        let into = buf.initialize_unfilled();
+        if into.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        let count = match &self.input {
+            End::Nothing => return Poll::Pending,
+            End::Always(fd) => read_some(fd, into)?,
             End::Polled(fd) => loop {
                 let mut ready = ready!(fd.poll_read_ready(cx))?;
-                let into = buf.initialize_unfilled();
-                if let Ok(result) = ready.try_io(|fd| read_some(fd.get_ref(), into)) {
-                    buf.advance(result?);
-                    return Poll::Ready(Ok(()));
+                if let Ok(result) = ready.try_io(|fd| read_some(fd.get_ref(), &mut *into)) {
+                    break result?;
                 }
             },
+        };
+        if count == 0 {
+            self.input = End::Nothing;
+            return Poll::Pending;
         }
+        buf.advance(count);
+        Poll::Ready(Ok(()))
     }
 }
 

@@ -80,6 +80,11 @@ async fn a_file_takes_output_anew_or_at_its_end() {
         soon(stream.flush()).await.unwrap();
         if options.get("in").is_some() {
             assert_eq!(read(&mut stream, 13).await, b"from the file");
+            // There is no more, which is not the end of the stream.
+            let mut more = [0];
+            let wait = std::time::Duration::from_millis(20);
+            let more = tokio::time::timeout(wait, stream.read(&mut more)).await;
+            assert!(more.is_err(), "{more:?}");
         }
         assert_eq!(std::fs::read_to_string(&out).unwrap(), expected);
     }

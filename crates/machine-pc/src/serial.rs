@@ -5,6 +5,7 @@
 //! loses bytes: a guest cannot be made to wait for ever.
 
 use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -144,14 +145,18 @@ async fn serve(mut claim: ChardevClaim, cable: Arc<SerialCable>, uart: Option<We
         cable.set_connected(true);
         let (reader, mut writer) = tokio::io::split(stream);
         let ended = Notify::new();
-        // A peer that writes no more may still read; it is left for another one only.
+        // A peer that writes no more may still read; it is left for another one only. Of standard
+        // input and output there is no other: a guest is heard also where nobody types to it.
         let another = async {
             ended.notified().await;
-            connections.recv().await
+            match connections.recv().await {
+                Some(stream) => Some(stream),
+                None => std::future::pending().await,
+            }
         };
         let replaced = tokio::select! {
             () = send_output(&mut writer, &cable) => None,
-            () = take_input(reader, &cable, uart.as_ref(), &ended) => None,
+            never = take_input(reader, &cable, uart.as_ref(), &ended) => match never {},
             another = another => another,
         };
         next = match replaced {
@@ -180,25 +185,24 @@ async fn send_output(writer: &mut (impl AsyncWrite + Unpin), cable: &SerialCable
     }
 }
 
-/// Ends when the connection fails; at the end of input, says so and stays.
+/// At the end of input, of whichever kind, says so and stays.
 async fn take_input(
     mut reader: impl AsyncRead + Unpin,
     cable: &SerialCable,
     uart: Option<&Weak<Uart>>,
     ended: &Notify,
-) {
+) -> Infallible {
     let mut bytes = [0; INPUT_BYTES];
     loop {
         match reader.read(&mut bytes).await {
-            Ok(0) => {
-                ended.notify_one();
-                std::future::pending().await
-            }
-            Ok(count) => {
+            Ok(count @ 1..) => {
                 let read = bytes.get(..count).unwrap_or_default();
                 deliver(read, cable, uart).await;
             }
-            Err(_) => return,
+            Ok(0) | Err(_) => {
+                ended.notify_one();
+                std::future::pending().await
+            }
         }
     }
 }

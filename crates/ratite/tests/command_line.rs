@@ -388,6 +388,27 @@ fn a_first_look_without_a_terminal() {
     assert!(!folder.exists(), "{} is left behind", folder.display());
 }
 
+/// As under cron, or as a service.
+#[test]
+fn a_guest_is_heard_where_nobody_types() {
+    let mut child = Newcomer(
+        Command::new(RATITE)
+            .args(["system", "-nodefaults", "-display", "none"])
+            .args(["-M", "microvm", "-m", "32", "-serial", "stdio"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("our program starts"),
+    );
+    let stdout = BufReader::new(child.0.stdout.take().expect("a pipe"));
+    // Long after the end of input has been seen.
+    let ticks = stdout
+        .lines()
+        .map(|line| line.unwrap())
+        .filter(|line| line.starts_with("tick"));
+    assert_eq!(ticks.take(2).count(), 2);
+}
+
 #[test]
 fn a_first_look_at_the_end_of_input() {
     let output = ratite(&[]);
