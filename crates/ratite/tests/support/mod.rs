@@ -23,6 +23,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 pub use qmp::Qmp;
@@ -244,13 +245,16 @@ pub fn wait_for_end(child: &mut Child, name: &str) -> ExitStatus {
 
 /// Sends a signal, by its name, to a process.
 pub fn signal(pid: u32, name: &str) {
-    let status = Command::new("kill")
-        .args(["-s", name, &pid.to_string()])
-        .status();
-    assert!(
-        status.is_ok_and(|status| status.success()),
-        "cannot send {name} to {pid}"
-    );
+    let signal = match name {
+        "HUP" => Signal::HUP,
+        "INT" => Signal::INT,
+        "KILL" => Signal::KILL,
+        "TERM" => Signal::TERM,
+        _ => panic!("no signal {name} here"),
+    };
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    let sent = kill_process(pid.expect("a process id"), signal);
+    sent.unwrap_or_else(|error| panic!("cannot send {name} to {pid:?}: {error}"));
 }
 
 /// Waits until something holds.
