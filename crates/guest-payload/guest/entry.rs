@@ -74,8 +74,8 @@ build_tables:
     addl $0x200000, %eax
     addl $8, %edi
     loop 2b
-    // PAE and SSE on; the caches of a CPU that was reset, too.
-    movl $0x620, %eax
+    // PAE on; the caches of a CPU that was reset, too.
+    movl $0x20, %eax
     movl %eax, %cr4
     movl $pml4, %eax
     movl %eax, %cr3

@@ -70,7 +70,9 @@
 //! # Where a new thing goes
 //!
 //! A command: `guest/shell.rs` and the table above. A device: a module of `guest/`, with its type
-//! in `Guest::find_devices`. The guest uses nothing but `core`.
+//! in `Guest::find_devices`. The guest uses nothing but `core`, no floating-point number, and no
+//! instruction of x87, MMX, SSE or AVX: some hosts' KVM emulates all of a guest, and knows none of
+//! those.
 
 /// Where the page with the guest's counters is, in guest-physical memory.
 pub const TICK_PAGE: u64 = 0x9000;
@@ -90,6 +92,8 @@ pub fn image() -> Option<&'static [u8]> {
 
 #[cfg(all(test, has_guest))]
 mod tests {
+    use iced_x86::{Decoder, DecoderOptions, InstructionInfoFactory, Register};
+
     use super::*;
 
     fn number(bytes: &[u8]) -> u64 {
@@ -97,6 +101,58 @@ mod tests {
             .iter()
             .rev()
             .fold(0, |value, byte| value << 8 | u64::from(*byte))
+    }
+
+    /// The code sections: each with its address.
+    fn code(image: &[u8]) -> impl Iterator<Item = (u64, &[u8])> {
+        const EXECUTABLE: u64 = 4;
+        let at = |place: &[u8]| usize::try_from(number(place)).unwrap();
+        let (table, count) = (at(&image[40..48]), at(&image[60..62]));
+        let headers = image[table..].chunks(64).take(count);
+        headers
+            .filter(|header| number(&header[8..16]) & EXECUTABLE != 0)
+            .map(move |header| {
+                let (offset, bytes) = (at(&header[24..32]), at(&header[32..40]));
+                (number(&header[16..24]), &image[offset..offset + bytes])
+            })
+    }
+
+    /// The instructions in `code` that only a processor with vectors or floating-point numbers has.
+    fn vector_instructions(address: u64, code: &[u8]) -> Vec<String> {
+        let is_vector = |register: Register| {
+            register.is_xmm() || register.is_ymm() || register.is_mm() || register.is_st()
+        };
+        let mut factory = InstructionInfoFactory::new();
+        Decoder::with_ip(64, code, address, DecoderOptions::NONE)
+            .into_iter()
+            .filter(|instruction| {
+                let known = !instruction.is_invalid();
+                let used = factory.info(instruction).used_registers().iter();
+                let mut features = instruction.cpuid_features().iter();
+                let named = features.any(|feature| {
+                    let name = format!("{feature:?}");
+                    ["SSE", "AVX", "MMX", "FPU", "FXSR", "XSAVE"]
+                        .iter()
+                        .any(|part| name.contains(part))
+                });
+                known && (named || used.map(|used| used.register()).any(is_vector))
+            })
+            .map(|instruction| format!("{:?} at {:#x}", instruction.code(), instruction.ip()))
+            .collect()
+    }
+
+    #[test]
+    fn it_has_no_instruction_of_x87_mmx_sse_or_avx() {
+        // xorps xmm0, xmm0; fninit; nop
+        let vectors = vector_instructions(0, &[0x0f, 0x57, 0xc0, 0xdb, 0xe3, 0x90]);
+        assert_eq!(vectors, ["Xorps_xmm_xmmm128 at 0x0", "Fninit at 0x3"]);
+        let sections: Vec<_> = code(image().unwrap()).collect();
+        let bytes: usize = sections.iter().map(|(_, code)| code.len()).sum();
+        assert!(bytes > 10_000, "{bytes} bytes of code");
+        for (address, code) in sections {
+            let vectors = vector_instructions(address, code);
+            assert!(vectors.is_empty(), "{vectors:#?}");
+        }
     }
 
     #[test]
