@@ -40,6 +40,18 @@ pub enum Register {
     Memory(u64),
 }
 
+/// The register that tells which events happened, and its interrupt (5.6.9.2). The bits are QEMU's
+/// (`docs/specs/acpi_hw_reduced_hotplug.rst`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EventRegister {
+    /// Its address: four bytes of memory.
+    pub address: u32,
+    /// The interrupt, edge-triggered.
+    pub gsi: u32,
+    /// The bit of the power button.
+    pub power_button: u32,
+}
+
 /// How the platform is switched off, put to sleep and reset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Power {
@@ -58,7 +70,7 @@ pub enum Power {
         /// Whether the machine can hibernate.
         s4: bool,
     },
-    /// Hardware-reduced ACPI: a sleep control and a sleep status register, no events.
+    /// Hardware-reduced ACPI: a sleep control and a sleep status register; events by an interrupt.
     Reduced {
         /// Takes the sleep type and the bit that enters it.
         sleep_control: Register,
@@ -67,6 +79,8 @@ pub enum Power {
         /// The port of a PM timer. Tables of this kind do not need one; an operating system that finds it measures its other
         /// clocks by it.
         timer: Option<u16>,
+        /// Where events are told; without it there is no power button.
+        events: Option<EventRegister>,
     },
 }
 
@@ -233,6 +247,7 @@ impl AcpiDescription {
             sleep_control,
             sleep_status,
             timer: None,
+            events: None,
         };
         Self {
             reset,

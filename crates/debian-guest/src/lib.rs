@@ -24,6 +24,7 @@ const MODULES: &[&str] = &[
     "drivers/virtio/virtio_pci_legacy_dev",
     "drivers/virtio/virtio_pci_modern_dev",
     "drivers/virtio/virtio_pci",
+    "drivers/virtio/virtio_mmio",
     "drivers/block/virtio_blk",
 ];
 

@@ -20,6 +20,7 @@
 //! | [`hpet`], [`irq_gate`] | high precision timers, and how they replace the old ones |
 //! | [`pvpanic`] | a guest says that it has panicked |
 //! | [`i6300esb`] | watchdog |
+//! | [`generic_event`] | events of a board with hardware-reduced ACPI |
 //! | [`reduced_power`] | off and reset on a board with hardware-reduced ACPI |
 //!
 //! A new chip: its module, a line in this table, its registers in its module's documentation, tests against expectations
@@ -29,6 +30,7 @@ pub mod acpi_pm;
 pub mod apic;
 pub mod debug_ports;
 pub mod fw_cfg;
+pub mod generic_event;
 pub mod hpet;
 pub mod i440fx;
 pub mod i6300esb;

@@ -1,11 +1,14 @@
 //! Power management of a board with hardware-reduced ACPI: switching off, resetting, and a timer.
 //!
-//! | port | register |
+//! | in memory, offset | register |
 //! |---|---|
-//! | 0x604 | sleep control: bits 4-2 sleep type, bit 5 sleep; reads 0 |
-//! | 0x605 | sleep status: bit 7 wake, cleared by a one; nothing here wakes |
-//! | 0x608, four ports | timer: 24 bits at 3.579545 MHz |
-//! | 0xcf9 | reset control: bit 2 resets |
+//! | 0 | sleep control: bits 4-2 sleep type, bit 5 sleep; reads 0 |
+//! | 1 | sleep status: bit 7 wake, cleared by a one; nothing here wakes |
+//! | 2 | reset: [`RESET_VALUE`] resets |
+//!
+//! | four ports | register |
+//! |---|---|
+//! | 0 | timer: 24 bits at 3.579545 MHz |
 //!
 //! Source: ACPI 6.3, 4.8.3.7 (sleep registers), 4.8.3.6 (reset register) and 4.8.3.3 (timer).
 
@@ -23,18 +26,19 @@ const VERSION: u32 = 1;
 const SLEEP: u8 = 0x20;
 /// The sleep type of S5, as the tables say.
 pub const SLEEP_TYPE_OFF: u8 = 5;
-const RESET: u8 = 4;
+/// What resets, as the tables say.
+pub const RESET_VALUE: u8 = 0x42;
+/// How many bytes of registers there are in memory.
+pub const POWER_BYTES: u64 = 3;
 const TIMER_MASK: u128 = 0xff_ffff;
 
 /// The ranges of a [`ReducedPower`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReducedPart {
-    /// 0x604, two ports.
-    Sleep,
-    /// 0x608, four ports.
+    /// Sleep and reset, [`POWER_BYTES`] of memory.
+    Power,
+    /// The timer, four ports.
     Timer,
-    /// 0xcf9, one port.
-    Reset,
 }
 
 /// The registers. They hold nothing.
@@ -64,16 +68,16 @@ impl IoParts for ReducedPower {
     fn read_part(&self, part: ReducedPart, offset: u64, width: Width) -> u64 {
         match part {
             ReducedPart::Timer => read_register(offset, width, |_| self.timer()),
-            ReducedPart::Sleep | ReducedPart::Reset => read_bytes(offset, width, |_| 0),
+            ReducedPart::Power => read_bytes(offset, width, |_| 0),
         }
     }
 
     fn write_part(&self, part: ReducedPart, offset: u64, width: Width, value: u64) {
         write_bytes(offset, width, value, |at, byte| match (part, at) {
-            (ReducedPart::Sleep, 0) if byte & SLEEP != 0 && byte >> 2 & 7 == SLEEP_TYPE_OFF => {
+            (ReducedPart::Power, 0) if byte & SLEEP != 0 && byte >> 2 & 7 == SLEEP_TYPE_OFF => {
                 self.machine.request(MachineRequest::PowerOff);
             }
-            (ReducedPart::Reset, 0) if byte & RESET != 0 => {
+            (ReducedPart::Power, 2) if byte == RESET_VALUE => {
                 let reset = MachineRequest::Reset(ResetKind::System);
                 self.machine.request(reset);
             }
@@ -106,14 +110,13 @@ mod tests {
     fn off_and_reset() {
         let machine = Arc::new(RecordingMachine::default());
         let power = ReducedPower::new(&Clock::stepped(), machine.clone());
-        let sleep = IoPart::new(power.clone(), ReducedPart::Sleep);
-        let reset = IoPart::new(power, ReducedPart::Reset);
-        sleep.write(0, Width::Byte, 0x14);
-        sleep.write(0, Width::Byte, 0x24);
-        reset.write(0, Width::Byte, 2);
+        let power = IoPart::new(power, ReducedPart::Power);
+        power.write(0, Width::Byte, 0x14);
+        power.write(0, Width::Byte, 0x24);
+        power.write(2, Width::Byte, 6);
         assert_eq!(machine.take(), []);
-        sleep.write(0, Width::Byte, 0x34);
-        reset.write(0, Width::Byte, 6);
+        power.write(0, Width::Byte, 0x34);
+        power.write(2, Width::Byte, 0x42);
         let expected = [
             MachineRequest::PowerOff,
             MachineRequest::Reset(ResetKind::System),
@@ -140,9 +143,8 @@ mod tests {
             Subject {
                 device: power.clone(),
                 ranges: vec![
-                    (IoPart::new(power.clone(), ReducedPart::Sleep), 2),
-                    (IoPart::new(power.clone(), ReducedPart::Timer), 4),
-                    (IoPart::new(power, ReducedPart::Reset), 1),
+                    (IoPart::new(power.clone(), ReducedPart::Power), POWER_BYTES),
+                    (IoPart::new(power, ReducedPart::Timer), 4),
                 ],
                 clock,
                 kept_by_reset: &[],

@@ -1,6 +1,6 @@
 //! What ACPI tables say about CPUs and power (ACPI 6.3, 5.2).
 
-use crate::cpu::{self, bytes_at, in16, out8, out16, peek, write_register};
+use crate::cpu::{self, bytes_at, in16, out8, out16, peek, read_register, write_register};
 use crate::{entry, interrupts};
 
 const POWER_BUTTON: u16 = 1 << 8;
@@ -19,8 +19,25 @@ const HARDWARE_REDUCED: u32 = 1 << 20;
 const VIRTIO_MMIO: &[u8] = b"LNRO0005";
 const MEMORY_32_FIXED: &[u8] = &[0x86, 9, 0];
 
+/// A DSDT's Generic Event Device, its interrupt (an extended descriptor of one), and the region of
+/// memory with its register: an operator, a name, "memory", a number of 32 bits.
+const GENERIC_EVENTS: &[u8] = b"ACPI0013";
+const ONE_INTERRUPT: &[u8] = &[0x89, 6, 0];
+const EVENT_REGION: &[u8] = b"\x5b\x80EREG\x00\x0c";
+/// The bit of the power button in QEMU's event register. Without an interpreter of AML, the guest
+/// does what the device's method does.
+const EVENT_POWER_BUTTON: u32 = 1 << 1;
+
+/// Where events are told on a machine with hardware-reduced ACPI.
+#[derive(Clone, Copy)]
+struct EventRegister {
+    address: u64,
+    line: u16,
+}
+
 pub struct Acpi {
     fadt: u64,
+    events: Option<EventRegister>,
     ids: [u32; MAX_CPUS],
     count: usize,
     io_apic: u64,
@@ -41,6 +58,7 @@ impl Acpi {
     pub fn find(rsdp: u64) -> Self {
         let mut acpi = Self {
             fadt: 0,
+            events: None,
             ids: [0; MAX_CPUS],
             count: 0,
             io_apic: 0xfec0_0000,
@@ -49,7 +67,28 @@ impl Acpi {
             acpi.read_tables(rsdp);
         }
         acpi.count = acpi.count.max(1);
+        acpi.events = acpi.find_events();
         acpi
+    }
+
+    fn find_events(&self) -> Option<EventRegister> {
+        let mut rest = self.dsdt();
+        let mut number_behind = |wanted: &[u8], skipped: usize| {
+            let at = rest
+                .windows(wanted.len())
+                .position(|window| window == wanted)?;
+            rest = rest.get(at + wanted.len()..)?;
+            let number = rest.get(skipped..)?.first_chunk()?;
+            Some(u32::from_le_bytes(*number))
+        };
+        number_behind(GENERIC_EVENTS, 0)?;
+        // Flags and the count are between the descriptor's head and its interrupt.
+        let line = number_behind(ONE_INTERRUPT, 2)?;
+        let address = number_behind(EVENT_REGION, 0)?;
+        Some(EventRegister {
+            address: address.into(),
+            line: line as u16,
+        })
     }
 
     fn read_tables(&mut self, rsdp: u64) {
@@ -122,7 +161,10 @@ impl Acpi {
 
     /// The line of the interrupt that ACPI's events raise.
     pub fn sci(&self) -> Option<u16> {
-        self.pm1().map(|_| peek(self.fadt + 46))
+        match self.pm1() {
+            Some(_) => Some(peek(self.fadt + 46)),
+            None => self.events.map(|events| events.line),
+        }
     }
 
     /// Switches ACPI mode and the power button's event on.
@@ -143,7 +185,9 @@ impl Acpi {
 
     pub fn power_button_pressed(&self) -> bool {
         let Some((event, _)) = self.pm1() else {
-            return false;
+            // Reading clears it.
+            let happened = self.events.map_or(0, |at| read_register(at.address));
+            return happened & EVENT_POWER_BUTTON != 0;
         };
         let status = in16(event);
         let pressed = status & POWER_BUTTON != 0 && status != NOBODY;

@@ -2,7 +2,7 @@
 //!
 //! On a PC: the 8254 at 20 Hz through the 8259s, which the local APIC lets pass; lines 4 (serial)
 //! and 9 (ACPI) too. Where there are no 8259s: the local APIC's own timer, taken to count at 1 GHz
-//! as those of KVM and QEMU do, and the serial line through the I/O APIC.
+//! as those of KVM and QEMU do, and the serial line and ACPI's through the I/O APIC.
 
 use crate::acpi::Acpi;
 use crate::cpu::{self, in8, out8, read_register, write_register};
@@ -135,16 +135,22 @@ pub fn prepare(acpi: &Acpi) {
         local(0x3e0, 0x0b);
         local(0x320, 1 << 17 | entry::LOCAL_TIMER_VECTOR as u32);
         local(0x380, LOCAL_TIMER_HZ / TIMER_HZ);
-        let redirection = 0x10 + u32::from(SERIAL_LINE) * 2;
-        let io_apic = acpi.io_apic();
-        let halves = [
-            (redirection + 1, local_id() << 24),
-            (redirection, entry::SERIAL_VECTOR as u32),
-        ];
-        for (register, value) in halves {
-            write_register(io_apic, register);
-            write_register(io_apic + 0x10, value);
+        for line in [SERIAL_LINE].into_iter().chain(acpi.sci()) {
+            open_at_io_apic(acpi.io_apic(), line);
         }
+    }
+}
+
+/// Lets an edge-triggered line wake the guest.
+fn open_at_io_apic(io_apic: u64, line: u16) {
+    let redirection = 0x10 + u32::from(line) * 2;
+    let halves = [
+        (redirection + 1, local_id() << 24),
+        (redirection, entry::SERIAL_VECTOR as u32),
+    ];
+    for (register, value) in halves {
+        write_register(io_apic, register);
+        write_register(io_apic + 0x10, value);
     }
 }
 

@@ -7,7 +7,7 @@
 //! | `start_info`, `acpi` | what the machine says about itself |
 //! | `interrupts` | the timer, the serial line and the power button wake the guest |
 //! | `serial`, `shell` | what it says and what it is told |
-//! | `pci`, `virtio`, `disk`, `balloon`, `entropy`, `ports` | devices |
+//! | `pci`, `virtio`, `disk`, `balloon`, `entropy`, `ports`, `watchdog` | devices |
 //! | `processors` | the other CPUs |
 //!
 //! Everything runs on the boot CPU, with interrupts off but for the moment in which it waits; the
@@ -32,6 +32,7 @@ mod shell;
 mod start_info;
 mod tick_page;
 mod virtio;
+mod watchdog;
 
 use acpi::Acpi;
 use serial::say;
@@ -45,6 +46,7 @@ pub struct Guest {
     balloon: Option<balloon::Balloon>,
     ports: Option<ports::Ports>,
     shell: shell::Shell,
+    watchdog: Option<watchdog::Watchdog>,
     /// Ticks when the last line was printed.
     told: u64,
 }
@@ -84,6 +86,7 @@ fn live(info: StartInfo, acpi: Acpi) -> ! {
         balloon: None,
         ports: None,
         shell: shell::Shell::new(),
+        watchdog: None,
         told: tick_page::ticks(),
     };
     guest.find_devices();
@@ -124,6 +127,9 @@ impl Guest {
         let nmis = interrupts::take_nmis();
         if nmis != 0 {
             say!("NMI");
+        }
+        if let Some(watchdog) = &self.watchdog {
+            watchdog.feed();
         }
         if let Some(balloon) = &mut self.balloon {
             balloon.follow();

@@ -1,8 +1,8 @@
-//! virtio devices on PCI bus 0, by configuration mechanism 1.
+//! PCI bus 0, by configuration mechanism 1, and the virtio devices on it.
 //!
 //! Where no firmware has placed a device's memory, it is placed here.
 
-use crate::cpu::{in32, out32};
+use crate::cpu::{in32, out8, out16, out32};
 use crate::virtio::{Device, PciParts};
 
 const VIRTIO_VENDOR: u32 = 0x1af4;
@@ -13,15 +13,16 @@ const COMMAND_BITS: u32 = 2 | 4 | 1 << 10;
 const WINDOW: u32 = 0xd000_0000;
 const MULTIFUNCTION: u32 = 1 << 23;
 
+/// A function on bus 0.
 #[derive(Clone, Copy)]
-struct Function {
+pub struct Function {
     address: u32,
     /// Where the next device's memory goes.
     next: u32,
 }
 
 impl Function {
-    fn read(&self, register: u8) -> u32 {
+    pub fn read(&self, register: u8) -> u32 {
         out32(0xcf8, self.address | u32::from(register & 0xfc));
         in32(0xcfc)
     }
@@ -31,12 +32,22 @@ impl Function {
         out32(0xcfc, value);
     }
 
+    pub fn write_word(&self, register: u8, value: u16) {
+        out32(0xcf8, self.address | u32::from(register & 0xfc));
+        out16(0xcfc + u16::from(register & 2), value);
+    }
+
+    pub fn write_byte(&self, register: u8, value: u8) {
+        out32(0xcf8, self.address | u32::from(register & 0xfc));
+        out8(0xcfc + u16::from(register & 3), value);
+    }
+
     fn byte(&self, register: u8) -> u8 {
         (self.read(register) >> (register % 4 * 8)) as u8
     }
 
     /// Where a BAR's memory lies; it is placed if it lies nowhere, or beyond what is mapped.
-    fn memory_of(&mut self, bar: u8) -> Option<u64> {
+    pub fn memory_of(&mut self, bar: u8) -> Option<u64> {
         let register = 0x10 + bar * 4;
         let value = self.read(register);
         if bar > 5 || value & 1 != 0 {
@@ -111,13 +122,27 @@ impl Function {
             _ => return None,
         };
         let parts = self.parts()?;
-        self.write(COMMAND, self.read(COMMAND) & 0xffff | COMMAND_BITS);
+        self.switch_on();
         Some(Device::on_pci(kind, parts))
+    }
+
+    /// Lets its memory answer, and lets it be master of the bus.
+    pub fn switch_on(&self) {
+        self.write(COMMAND, self.read(COMMAND) & 0xffff | COMMAND_BITS);
     }
 }
 
 /// Tells of every virtio device on bus 0.
 pub fn find(found: &mut dyn FnMut(Device)) {
+    each(&mut |function| {
+        if let Some(device) = function.device() {
+            found(device);
+        }
+    });
+}
+
+/// Looks at every function on bus 0.
+pub fn each(look: &mut dyn FnMut(&mut Function)) {
     let mut next = WINDOW;
     for slot in 0..32_u32 {
         let mut functions = 1;
@@ -132,11 +157,8 @@ pub fn find(found: &mut dyn FnMut(Device)) {
             if function.read(0x0c) & MULTIFUNCTION != 0 {
                 functions = 8;
             }
-            let device = function.device();
+            look(&mut function);
             next = function.next;
-            if let Some(device) = device {
-                found(device);
-            }
         }
     }
 }

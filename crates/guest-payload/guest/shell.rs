@@ -1,6 +1,7 @@
 //! Commands on the serial line.
 
 use crate::serial::{self, say};
+use crate::watchdog::Watchdog;
 use crate::{Guest, cpu, interrupts, processors};
 
 const MAX_LINE: usize = 80;
@@ -66,7 +67,7 @@ impl Shell {
 pub fn obey(guest: &mut Guest, line: &Line) {
     match line.text() {
         "" => {}
-        "help" => say!("help reboot poweroff panic sleep triple halt spin cpus disk mem"),
+        "help" => say!("help reboot poweroff panic sleep triple halt spin cpus disk mem watchdog starve"),
         "reboot" => guest.acpi.reset(),
         "poweroff" => {
             guest.acpi.power_off();
@@ -98,6 +99,19 @@ pub fn obey(guest: &mut Guest, line: &Line) {
             for range in guest.info.memory_map() {
                 let end = range.start + range.bytes;
                 say!("mem: {:#x} to {end:#x} type {}", range.start, range.kind);
+            }
+        }
+        "watchdog" => {
+            guest.watchdog = Watchdog::start();
+            match guest.watchdog {
+                Some(_) => say!("watchdog: fed from now on"),
+                None => say!("watchdog: none"),
+            }
+        }
+        "starve" => {
+            if let Some(watchdog) = &mut guest.watchdog {
+                say!("watchdog: fed no more");
+                watchdog.starve();
             }
         }
         other => say!("{other}: not known; try help"),

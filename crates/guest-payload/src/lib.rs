@@ -28,7 +28,7 @@
 //!
 //! | it notices | and |
 //! |---|---|
-//! | the ACPI power button | prints `power button` and switches off (S5) |
+//! | the ACPI power button, of the fixed hardware or told by a Generic Event Device | prints `power button` and switches off (S5) |
 //! | the balloon's target | gives pages above 32 MiB away or takes them back, and prints how many |
 //! | a named virtio port | opens it, and sends back what comes in |
 //! | an NMI | prints `NMI` |
@@ -47,6 +47,8 @@
 //! | `cpus` | starts the other CPUs, each of which prints a line and halts |
 //! | `disk` | looks at the disk again, also at its size |
 //! | `mem` | prints the memory map |
+//! | `watchdog` | starts an i6300esb with about 0.8 s of patience, and feeds it |
+//! | `starve` | feeds it no more |
 //!
 //! It finds modern virtio devices (block, balloon, entropy, console; the first of each, and four
 //! ports of the console) on

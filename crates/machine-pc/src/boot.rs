@@ -2,10 +2,12 @@
 
 use std::borrow::Cow;
 
-use boot_pc::acpi::{AcpiDescription, AcpiTables, LegacyDevice, Power, Register};
+use boot_pc::acpi::{AcpiDescription, AcpiTables, EventRegister, LegacyDevice, Power, Register};
 use boot_pc::smbios::{SmbiosDescription, SmbiosTables};
 use boot_pc::{BootOptions, MachineLayout};
 use dev_pc::fw_cfg::{FwCfg, Item};
+use dev_pc::generic_event::POWER_BUTTON;
+use dev_pc::reduced_power::RESET_VALUE;
 use dev_pc::rtc::Rtc;
 use guest_memory::{GuestMemory, GuestPhysAddr};
 use vcpu::{SegmentRegister, VcpuState};
@@ -26,14 +28,14 @@ const ITEM_BOOT_MENU: u16 = 0x0e;
 const ITEM_MAX_CPUS: u16 = 0x0f;
 /// Where the guest's waking vector lies in the FACS (ACPI 6.3, 5.2.10).
 const WAKING_VECTOR: u64 = 12;
-/// The sleep and reset registers of board `microvm`.
-pub(crate) const MICROVM_SLEEP_CONTROL: u16 = 0x0604;
-/// The status register beside it.
-pub(crate) const MICROVM_SLEEP_STATUS: u16 = 0x0605;
-/// The PM timer of board `microvm`.
+/// The event register of board `microvm`, in memory.
+pub(crate) const MICROVM_EVENTS: u32 = 0xfea0_0000;
+/// The ISA IRQ, and I/O APIC input, of its events.
+pub(crate) const MICROVM_EVENT_IRQ: u8 = 9;
+/// Its sleep and reset registers, in memory: control, status, reset.
+pub(crate) const MICROVM_POWER: u32 = 0xfea0_0200;
+/// Its PM timer.
 pub(crate) const MICROVM_TIMER: u16 = 0x0608;
-/// The reset register of board `microvm`: that of the keyboard controller's place.
-pub(crate) const MICROVM_RESET: u16 = 0x0cf9;
 
 /// Reads a file for the guest.
 pub(crate) fn read(
@@ -59,19 +61,23 @@ impl Tables {
         let layout = MachineLayout::new(config.ram_bytes)?;
         let ids: Vec<u32> = (0..config.topology.cpus).collect();
         let mut description = match config.board.chips {
-            Chips::Microvm => AcpiDescription::microvm(
-                ids,
-                Register::Port(MICROVM_SLEEP_CONTROL),
-                Register::Port(MICROVM_SLEEP_STATUS),
-                Some((Register::Port(MICROVM_RESET), 6)),
-            ),
+            Chips::Microvm => {
+                let power = |offset: u64| Register::Memory(u64::from(MICROVM_POWER) + offset);
+                let reset = (power(2), RESET_VALUE);
+                AcpiDescription::microvm(ids, power(0), power(1), Some(reset))
+            }
             _ => {
                 let end = u32::try_from(MEMORY_END + 1).unwrap_or(u32::MAX);
                 AcpiDescription::pc(ids, u32::try_from(MEMORY_START).unwrap_or(0)..end)
             }
         };
-        if let Power::Reduced { timer, .. } = &mut description.power {
+        if let Power::Reduced { timer, events, .. } = &mut description.power {
             *timer = Some(MICROVM_TIMER);
+            *events = Some(EventRegister {
+                address: MICROVM_EVENTS,
+                gsi: MICROVM_EVENT_IRQ.into(),
+                power_button: POWER_BUTTON,
+            });
             // What board `pc` has in its tables anyway.
             description.devices.extend([
                 LegacyDevice::Rtc,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use dev_pc::acpi_pm::{AcpiPm, PmPart};
 use dev_pc::apic::{ApicBus, ApicPlace, LocalApic, TscClock};
 use dev_pc::fw_cfg::{FwCfg, FwCfgPart};
+use dev_pc::generic_event::{GenericEvents, SELECTOR_BYTES};
 use dev_pc::hpet::{HPET_ADDRESS, Hpet, HpetLines};
 use dev_pc::i440fx::{I440fx, LowMemoryRouting};
 use dev_pc::i8042::{I8042, I8042Lines, I8042Part};
@@ -16,7 +17,7 @@ use dev_pc::pic::{Pic, PicPart};
 use dev_pc::piix3::{Piix3, PirqRouter};
 use dev_pc::pit::{Pit, PitPart};
 use dev_pc::port92::Port92;
-use dev_pc::reduced_power::{ReducedPart, ReducedPower};
+use dev_pc::reduced_power::{POWER_BYTES, ReducedPart, ReducedPower};
 use dev_pc::rtc::Rtc;
 use dev_storage::{Ide, IdePart};
 use device::pci::{ConfigPart, PciAddress, PciBus, PciConfigPorts, PciFunction};
@@ -71,6 +72,8 @@ pub(crate) struct Chipset {
     pub(crate) fw_cfg: Arc<FwCfg>,
     /// What only a board with PCI has.
     pub(crate) pci: Option<PciChips>,
+    /// What only a board with hardware-reduced ACPI has.
+    pub(crate) events: Option<Arc<GenericEvents>>,
     /// All devices, in the order in which they are reset.
     pub(crate) devices: Vec<NamedDevice>,
 }
@@ -177,6 +180,16 @@ impl Chipset {
         Ok(())
     }
 
+    /// Somebody presses the power button.
+    pub(crate) fn press_power_button(&self) {
+        if let Some(pci) = &self.pci {
+            pci.pm.press_power_button();
+        }
+        if let Some(events) = &self.events {
+            events.press_power_button();
+        }
+    }
+
     /// Adds a device to those that are reset and saved.
     pub(crate) fn add(&mut self, name: &str, device: Arc<dyn Device>) {
         self.devices.push(NamedDevice {
@@ -213,6 +226,7 @@ impl Chipset {
             rtc,
             fw_cfg,
             pci: None,
+            events: None,
             devices: Vec::new(),
         };
         let (pic, fw_cfg) = (chips.pic.clone(), chips.fw_cfg.clone());
@@ -245,18 +259,31 @@ impl Chipset {
     pub(crate) fn microvm(around: &ChipsetSurroundings) -> Result<Self, MachineError> {
         let mut chips = Self::common(around)?.0;
         let power = ReducedPower::new(&around.clock, around.machine.clone());
-        let sleep = IoPart::new(power.clone(), ReducedPart::Sleep);
-        chips.place(
-            "acpi-sleep",
-            u64::from(boot::MICROVM_SLEEP_CONTROL),
-            2,
-            sleep,
-        )?;
         let timer = IoPart::new(power.clone(), ReducedPart::Timer);
         chips.place("acpi-tmr", u64::from(boot::MICROVM_TIMER), 4, timer)?;
-        let reset = IoPart::new(power.clone(), ReducedPart::Reset);
-        chips.place("acpi-reset", u64::from(boot::MICROVM_RESET), 1, reset)?;
+        let events = GenericEvents::new(chips.irq(boot::MICROVM_EVENT_IRQ.into()));
+        let ranges: [(&str, u32, u64, Arc<dyn IoHandler>); 2] = [
+            (
+                "acpi-ged",
+                boot::MICROVM_EVENTS,
+                SELECTOR_BYTES,
+                events.clone(),
+            ),
+            (
+                "acpi-power",
+                boot::MICROVM_POWER,
+                POWER_BYTES,
+                IoPart::new(power.clone(), ReducedPart::Power),
+            ),
+        ];
+        for (name, start, length, handler) in ranges {
+            chips
+                .memory
+                .map(name, start.into(), length, CHIP_PRIORITY, handler)?;
+        }
         chips.add("reduced-power", power);
+        chips.add("acpi-ged", events.clone());
+        chips.events = Some(events);
         Ok(chips)
     }
 

@@ -321,8 +321,8 @@ impl Control {
     /// `system_powerdown`: the power button.
     pub fn power_button(&mut self) {
         events::powerdown(&*self.events);
-        if let Some(pci) = self.chips.as_ref().and_then(|chips| chips.pci.as_ref()) {
-            pci.pm.press_power_button();
+        if let Some(chips) = &self.chips {
+            chips.press_power_button();
         }
     }
 
@@ -504,7 +504,8 @@ impl Control {
             WatchdogAction::Poweroff => self.shutdown(ShutdownCause::GuestShutdown),
             WatchdogAction::Pause => self.stop(RunState::Watchdog),
             WatchdogAction::InjectNmi => self.inject_nmi(),
-            WatchdogAction::Debug | WatchdogAction::None => {}
+            WatchdogAction::Debug => tracing::warn!("watchdog: timer fired"),
+            WatchdogAction::None => {}
         }
     }
 

@@ -179,8 +179,13 @@ fn it_counts_and_answers_on_a_pc_with_a_qcow2_disk() {
 
 #[test]
 fn it_runs_on_a_microvm() {
-    // Off by ACPI, and by what a guest without it can do.
-    for (end, reason) in [("poweroff", "guest-shutdown"), ("triple", "guest-reset")] {
+    // Off by ACPI, by its button, and by what a guest without it can do.
+    for (end, reason) in [
+        ("poweroff", "guest-shutdown"),
+        ("button", "guest-shutdown"),
+        ("reboot", "guest-reset"),
+        ("triple", "guest-reset"),
+    ] {
         let board = [
             "-M",
             "microvm",
@@ -210,7 +215,13 @@ fn it_runs_on_a_microvm() {
         assert_eq!(qmp.ok("query-pci", &json!({})), json!([]));
         let current = qmp.ok("query-current-machine", &json!({}));
         assert_eq!(current["wakeup-suspend-support"], false);
-        machine.type_line(end);
+        if end == "button" {
+            qmp.ok("system_powerdown", &json!({}));
+            qmp.event("POWERDOWN");
+            machine.wait_for("power button");
+        } else {
+            machine.type_line(end);
+        }
         let data = json!({"guest": true, "reason": reason});
         assert_eq!(data_of(&mut qmp, "SHUTDOWN"), data);
         machine.end();
@@ -421,6 +432,108 @@ fn a_panic_leads_to_what_its_action_says() {
             }
         }
     }
+}
+
+/// Longer than the watchdog's two stages.
+const WATCHDOG_PATIENCE: Duration = Duration::from_millis(1200);
+
+/// What follows the WATCHDOG event of each action.
+fn check_watchdog(machine: &mut Machine, qmp: &mut Qmp, action: &str) {
+    match action {
+        "reset" => {
+            let reason = json!({"guest": true, "reason": "guest-reset"});
+            assert_eq!(data_of(qmp, "RESET"), reason);
+            machine.wait_for(HELLO);
+            machine.wait_for("tick 4");
+            assert_eq!(status(qmp), "running");
+            machine.quit();
+        }
+        "shutdown" | "poweroff" => {
+            // "shutdown" asks the guest, "poweroff" does not.
+            if action == "shutdown" {
+                qmp.event("POWERDOWN");
+                machine.wait_for("power button");
+            }
+            let reason = json!({"guest": true, "reason": "guest-shutdown"});
+            assert_eq!(data_of(qmp, "SHUTDOWN"), reason);
+            machine.end();
+        }
+        "pause" => {
+            qmp.event("STOP");
+            assert_eq!(status(qmp), "watchdog");
+            let before = machine.tick_page(qmp);
+            std::thread::sleep(TWO_TICKS);
+            assert_eq!(before.bytes(), machine.tick_page(qmp).bytes());
+            qmp.ok("cont", &json!({}));
+            machine.wait_for("tick ");
+            machine.quit();
+        }
+        _ => {
+            if action == "inject-nmi" {
+                machine.wait_for("NMI");
+            }
+            assert_eq!(status(qmp), "running");
+            machine.wait_for("tick ");
+            // It has barked, and stands until it is fed again.
+            machine.type_line("watchdog");
+            machine.wait_for("fed from now on");
+            machine.type_line("starve");
+            assert_eq!(data_of(qmp, "WATCHDOG"), json!({"action": action}));
+            qmp.ok("quit", &json!({}));
+            assert!(machine.wait().success());
+            let said = machine.stderr();
+            let told = if action == "debug" { 2 } else { 0 };
+            assert_eq!(
+                said.matches("watchdog: timer fired\n").count(),
+                told,
+                "{said}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_watchdog_that_starves_leads_to_what_its_action_says() {
+    let actions = [
+        "reset",
+        "shutdown",
+        "poweroff",
+        "pause",
+        "debug",
+        "none",
+        "inject-nmi",
+    ];
+    std::thread::scope(|scope| {
+        for (number, action) in actions.into_iter().enumerate() {
+            // By option, and by command while it runs.
+            scope.spawn(move || watchdog_starves(action, number % 2 == 1));
+        }
+    });
+}
+
+fn watchdog_starves(action: &str, by_command: bool) {
+    let on_command_line = format!("watchdog={action}");
+    let mut options = vec!["-device", "i6300esb,id=dog"];
+    if !by_command {
+        options.extend(["-action", &on_command_line]);
+    }
+    let mut machine = start_small(&options);
+    let mut qmp = machine.qmp();
+    if by_command {
+        qmp.ok("watchdog-set-action", &json!({"action": action}));
+    }
+    machine.wait_for("tick 4");
+    machine.type_line("watchdog");
+    machine.wait_for("watchdog: fed from now on");
+    // As long as it is fed nothing happens.
+    std::thread::sleep(WATCHDOG_PATIENCE);
+    while let Some(event) = qmp.read(Duration::from_millis(1)) {
+        assert_ne!(event["event"], "WATCHDOG", "{action}");
+    }
+    machine.type_line("starve");
+    machine.wait_for("watchdog: fed no more");
+    assert_eq!(data_of(&mut qmp, "WATCHDOG"), json!({"action": action}));
+    check_watchdog(&mut machine, &mut qmp, action);
 }
 
 #[test]

@@ -70,11 +70,11 @@ fn check_cpus(linux: &mut Linux, count: usize) {
 }
 
 /// Formats the disk, writes, and reads back after unmounting.
-fn check_disk(linux: &mut Linux) {
+fn check_disk(linux: &mut Linux, file_mib: u32) {
     linux.run("mke2fs /dev/vda > /mke2fs.txt 2>&1");
     linux.run("mount -t ext4 /dev/vda /mnt");
     linux.run(&format!(
-        "dd if=/dev/urandom of=/mnt/file bs=1M count={FILE_MIB} 2> /dd.txt"
+        "dd if=/dev/urandom of=/mnt/file bs=1M count={file_mib} 2> /dd.txt"
     ));
     let before = linux.run("sha256sum /mnt/file");
     let sum = |text: &str| {
@@ -131,7 +131,7 @@ fn boots_and_works(cpus: usize) {
     println!("a shell after {:.1} s", began.elapsed().as_secs_f64());
     check_console(&mut linux);
     check_cpus(&mut linux, cpus);
-    check_disk(&mut linux);
+    check_disk(&mut linux, FILE_MIB);
     check_hotplug(&mut linux);
     let mut qmp = linux.machine.qmp();
     linux.run_last("poweroff -f");
@@ -147,6 +147,46 @@ fn boots_and_works(cpus: usize) {
 #[test]
 fn debian_works_on_two_cpus() {
     boots_and_works(2);
+}
+
+#[test]
+fn debian_works_on_a_microvm() {
+    let began = Instant::now();
+    let folder = new_folder();
+    let image = folder.path().join("disk.qcow2");
+    create_image(&image, "qcow2", "", "32M");
+    let options = [
+        "-M",
+        "microvm",
+        "-drive",
+        "if=virtio,format=qcow2,file={dir}/disk.qcow2",
+    ];
+    let mut linux = Linux::boot(folder, &options);
+    println!("a shell after {:.1} s", began.elapsed().as_secs_f64());
+    check_console(&mut linux);
+    linux.run("[ ! -e /sys/bus/pci/devices ] || [ -z \"$(ls /sys/bus/pci/devices)\" ]");
+    linux.run("[ $(cat /sys/block/vda/size) = 65536 ]");
+    check_disk(&mut linux, FILE_MIB / 8);
+    // The kernel hears of the power button by the Generic Event Device.
+    let presses = |linux: &mut Linux| {
+        let table = linux.run("cat /proc/interrupts");
+        let line = table.lines().find(|line| line.contains("ACPI:Ged"));
+        let count = line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u32>().ok());
+        count.unwrap()
+    };
+    let mut qmp = linux.machine.qmp();
+    let before = presses(&mut linux);
+    qmp.ok("system_powerdown", &json!({}));
+    qmp.event("POWERDOWN");
+    assert_eq!(presses(&mut linux), before + 1);
+    linux.run_last("poweroff -f");
+    linux.machine.wait_for("reboot: Power down");
+    let reason = json!({"guest": true, "reason": "guest-shutdown"});
+    assert_eq!(qmp.event("SHUTDOWN")["data"], reason);
+    linux.machine.end();
+    let image = linux.machine.path("disk.qcow2");
+    qemu_img(&["check", "-f", "qcow2", image.to_str().unwrap()]);
+    println!("all after {:.1} s", began.elapsed().as_secs_f64());
 }
 
 #[test]

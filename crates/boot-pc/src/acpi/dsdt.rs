@@ -11,7 +11,7 @@ use super::aml::{
     Code, code, device, isa_irq, level_interrupts, method, name, path, ports, resources, scope,
     terms,
 };
-use super::{AcpiDescription, LegacyDevice, PciRoot, Power};
+use super::{AcpiDescription, EventRegister, LegacyDevice, PciRoot, Power};
 
 /// PIRQRC of a PIIX3 in slot 1, and the bit that says "not routed".
 const PIRQ_REGISTERS: u8 = 0x60;
@@ -24,6 +24,8 @@ const PRESENT_DISABLED: u8 = 0x09;
 const PRESENT_ENABLED: u8 = 0x0b;
 const NOTIFY_DEVICE_CHECK: u8 = 1;
 const NOTIFY_EJECT_REQUEST: u8 = 3;
+/// The button was pressed (5.6.6, table 5-171).
+const NOTIFY_POWER_BUTTON: u8 = 0x80;
 const FOREVER: u16 = 0xffff;
 /// Ports of the PIIX4's PMBASE range.
 const PM_PORTS: u8 = 64;
@@ -43,6 +45,13 @@ pub(super) fn body(description: &AcpiDescription) -> Vec<u8> {
         system.extend((0..4).map(link));
     } else {
         system.append(&mut legacy);
+    }
+    if let Power::Reduced {
+        events: Some(register),
+        ..
+    } = description.power
+    {
+        system.extend(generic_events(register));
     }
     let mut all = vec![scope("\\_SB_", &system)];
     if description
@@ -130,6 +139,44 @@ fn legacy_device(kind: LegacyDevice, index: u8) -> Code {
             )
         }
     }
+}
+
+/// The Generic Event Device and the power button that it tells of (5.6.9.2, 4.8.2.2.1.2).
+fn generic_events(register: EventRegister) -> [Code; 2] {
+    let interrupt = code(&Interrupt::new(true, true, false, false, register.gsi));
+    let selector = path("ESEL");
+    let (happened, button) = (Local(0), path("PWRB"));
+    let is_pressed = And::new(&ZERO, &happened, &register.power_button);
+    let pressed = Notify::new(&button, &NOTIFY_POWER_BUTTON);
+    let event = [
+        // Reading clears the register: it is read once.
+        code(&Store::new(&happened, &selector)),
+        code(&If::new(&is_pressed, vec![&pressed])),
+    ];
+    let events = device(
+        "GED_",
+        &[
+            name("_HID", &"ACPI0013"),
+            name("_UID", &"GED"),
+            name("_CRS", &resources(&[interrupt])),
+            code(&OpRegion::new(
+                "EREG".into(),
+                OpRegionSpace::SystemMemory,
+                &register.address,
+                &4_u8,
+            )),
+            code(&Field::new(
+                "EREG".into(),
+                FieldAccessType::DWord,
+                FieldLockRule::NoLock,
+                FieldUpdateRule::WriteAsZeroes,
+                vec![FieldEntry::Named(four("ESEL"), 32)],
+            )),
+            method("_EVT", 1, &event),
+        ],
+    );
+    let button = device("PWRB", &[hid("PNP0C0C"), name("_UID", &ZERO)]);
+    [events, button]
 }
 
 /// Ports that no PCI device may be given.

@@ -106,6 +106,7 @@ pub(super) fn fadt(description: &AcpiDescription) -> Vec<u8> {
             sleep_control,
             sleep_status,
             timer,
+            ..
         } => {
             if let Some(timer) = timer {
                 fadt.pm_tmr_blk = u32::from(timer).into();

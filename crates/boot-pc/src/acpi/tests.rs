@@ -22,9 +22,16 @@ fn pc(cpus: u32) -> AcpiDescription {
 }
 
 fn microvm() -> AcpiDescription {
-    let register = |offset: u64| Register::Memory(0xfea0_0000 + offset);
+    let register = |offset: u64| Register::Memory(0xfea0_0200 + offset);
     let reset = Some((register(2), 0x42));
     let mut description = AcpiDescription::microvm(vec![0, 1], register(0), register(1), reset);
+    if let Power::Reduced { events, .. } = &mut description.power {
+        *events = Some(EventRegister {
+            address: 0xfea0_0000,
+            gsi: 9,
+            power_button: 2,
+        });
+    }
     description.devices = vec![
         LegacyDevice::Serial {
             number: 1,
@@ -230,11 +237,19 @@ fn iasl_understands_every_table() {
                     "PM1A Event Block Address : 00000600",
                     "Use Platform Timer (V4) : 1",
                 ],
-                ("FACP", _) => &["Hardware Reduced (V5) : 1", "Address : 00000000FEA00001"],
+                ("FACP", _) => &["Hardware Reduced (V5) : 1", "Address : 00000000FEA00201"],
                 ("APIC", "pc") => &["Processor x2Apic ID : 0000012B", "Interrupt : 00000002"],
                 ("HPET", _) => &["Hardware Block ID : 8086A201"],
                 ("DSDT", "pc") => &["Device (S1F)", "Method (_E01, 0, Serialized)", "LNKD"],
-                ("DSDT", _) => &["LNRO0005", "Name (_S5, Package"],
+                ("DSDT", _) => &[
+                    "LNRO0005",
+                    "Name (_S5, Package",
+                    "\"ACPI0013\" /* Generic Event Device */",
+                    "OperationRegion (EREG, SystemMemory, 0xFEA00000, 0x04)",
+                    "Method (_EVT, 1, Serialized)",
+                    "Notify (PWRB, 0x80)",
+                    "\"PNP0C0C\") /* Power Button Device */",
+                ],
                 _ => &[],
             };
             for text in expected {
