@@ -11,6 +11,7 @@
 //! Invariants: ids are unique; a chardev has at most one frontend; a stream's descriptors come with the bytes they
 //! were sent with.
 
+pub mod doubles;
 mod registry;
 mod ring;
 pub mod socket_address;

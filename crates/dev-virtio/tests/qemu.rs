@@ -10,18 +10,16 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use block_doubles::Storage;
 use block_graph::{BlockErrorSink, BlockIoError, NodeOptions};
-use chardev::{ByteStream, Chardev, ChardevRegistry, Connections, RingBuffer};
+use chardev::ChardevRegistry;
+use chardev::doubles::{Duplex, Plug};
 use dev_virtio::{
     BalloonOptions, BalloonSink, BlkOptions, HostEntropy, PciOptions, PortOptions, VirtioBalloon,
     VirtioBlk, VirtioConsole, VirtioDevice, VirtioPci, VirtioRng,
@@ -32,7 +30,7 @@ use device::{Clock, IoMap, IrqLine, WallClock, Width};
 use guest_memory::{GuestMemory, GuestPhysAddr};
 use host_io::{Engine, Executor};
 use parking_lot::Mutex;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, DuplexStream, ReadBuf};
+use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc;
 
 const DISK_BYTES: usize = 1 << 20;
@@ -217,62 +215,6 @@ impl Machine for Qemu {
             let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
             self.call(&format!("write {address:#x} {:#x} 0x{digits}", bytes.len()));
         }
-    }
-}
-
-/// A chardev whose connections the test makes.
-struct Plug(Mutex<Option<Connections>>);
-
-impl Chardev for Plug {
-    fn type_name(&self) -> &'static str {
-        "chardev-test"
-    }
-    fn filename(&self) -> String {
-        String::new()
-    }
-    fn take_connections(&self) -> Option<Connections> {
-        self.0.lock().take()
-    }
-    fn return_connections(&self, connections: Connections) {
-        *self.0.lock() = Some(connections);
-    }
-    fn ring_buffer(&self) -> Option<&RingBuffer> {
-        None
-    }
-    fn send_break(&self) {}
-}
-
-struct Stream(DuplexStream);
-
-impl AsyncRead for Stream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Stream {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<std::io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buf)
-    }
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
-    }
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
-    }
-}
-
-impl ByteStream for Stream {
-    fn take_fds(&mut self) -> Vec<OwnedFd> {
-        Vec::new()
     }
 }
 
@@ -640,7 +582,7 @@ fn ports() {
     let mut ours = ours(|_| console.clone());
     let registry = Arc::<ChardevRegistry>::default();
     let (socket, connections) = mpsc::channel(1);
-    let plug = Plug(Mutex::new(Some(connections)));
+    let plug = Plug::new(connections);
     registry.add("c", Arc::new(plug)).unwrap();
     let port = |name: &str, chardev| PortOptions {
         number: None,
@@ -656,7 +598,7 @@ fn ports() {
         Ok(1)
     );
     let (mut host, theirs) = tokio::io::duplex(64);
-    socket.try_send(Box::new(Stream(theirs))).ok().unwrap();
+    socket.try_send(Box::new(Duplex(theirs))).ok().unwrap();
     // The port's task has seen the connection when it has taken it.
     while socket.capacity() == 0 {
         std::thread::sleep(Duration::from_millis(1));

@@ -1,13 +1,11 @@
-use std::os::fd::OwnedFd;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
-use chardev::{ByteStream, Chardev, ChardevRegistry, Connections, RingBuffer};
+use chardev::doubles::{Duplex, Plug};
+use chardev::{ByteStream, ChardevRegistry};
 use device::conformance::{self, Subject};
 use device::{Clock, Device, Width};
 use parking_lot::Mutex;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 
@@ -15,62 +13,6 @@ use crate::test_driver::*;
 use crate::{MAX_PORT_OUTPUT_BYTES, MMIO_BYTES, PortOptions, PortSink, VirtioConsole};
 
 const MULTIPORT: u64 = 2;
-
-/// A chardev whose connections the test makes.
-struct Plug(Mutex<Option<Connections>>);
-
-impl Chardev for Plug {
-    fn type_name(&self) -> &'static str {
-        "chardev-test"
-    }
-    fn filename(&self) -> String {
-        String::new()
-    }
-    fn take_connections(&self) -> Option<Connections> {
-        self.0.lock().take()
-    }
-    fn return_connections(&self, connections: Connections) {
-        *self.0.lock() = Some(connections);
-    }
-    fn ring_buffer(&self) -> Option<&RingBuffer> {
-        None
-    }
-    fn send_break(&self) {}
-}
-
-struct Stream(DuplexStream);
-
-impl AsyncRead for Stream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Stream {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<std::io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buf)
-    }
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
-    }
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
-    }
-}
-
-impl ByteStream for Stream {
-    fn take_fds(&mut self) -> Vec<OwnedFd> {
-        Vec::new()
-    }
-}
 
 #[derive(Default)]
 struct Opened(Mutex<Vec<bool>>);
@@ -110,7 +52,7 @@ impl Rig {
     fn add(&self, number: Option<u32>, name: &str, is_console: bool) -> (Socket, Arc<Opened>) {
         let (socket, connections) = mpsc::channel(4);
         let id = format!("char-{name}");
-        let plug = Plug(Mutex::new(Some(connections)));
+        let plug = Plug::new(connections);
         self.registry.add(&id, Arc::new(plug)).unwrap();
         let opened = Arc::<Opened>::default();
         let options = PortOptions {
@@ -126,7 +68,7 @@ impl Rig {
 
     fn connect(&self, socket: &Socket) -> DuplexStream {
         let (ours, theirs) = tokio::io::duplex(1024);
-        socket.try_send(Box::new(Stream(theirs))).ok().unwrap();
+        socket.try_send(Box::new(Duplex(theirs))).ok().unwrap();
         ours
     }
 
