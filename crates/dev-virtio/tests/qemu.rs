@@ -29,7 +29,6 @@ use device::pci::{PciAddress, PciBus};
 use device::{Clock, IoMap, IrqLine, WallClock, Width};
 use guest_memory::{GuestMemory, GuestPhysAddr};
 use host_io::{Engine, Executor};
-use parking_lot::Mutex;
 use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc;
 
