@@ -28,10 +28,10 @@ const MAX_BLOCK: usize = 32;
 /// The most conditional branches that a block goes on behind: what follows is decoded even if
 /// it never runs.
 const MAX_FORKS: usize = 2;
-/// The most blocks and instructions that are kept: 8 MiB of instructions. When they are used
-/// up, all are dropped and decoding begins anew.
+/// The most blocks and instructions that are kept: 1.6 MiB of blocks, 6 MiB of instructions. When
+/// they are used up, all are dropped and decoding begins anew.
 const MAX_BLOCKS: usize = 48 * 1024;
-const MAX_STEPS: usize = 256 * 1024;
+const MAX_STEPS: usize = 192 * 1024;
 /// Entries of the jump cache.
 const JUMPS: usize = 4096;
 /// The longest an instruction may be.
@@ -70,16 +70,23 @@ pub(crate) struct Run {
     pub bytes: u16,
 }
 
+/// A block that lies in one page, and the generation of that page it is good for. One over two
+/// pages is not kept: the other page may be another one the next time.
 #[derive(Debug)]
 struct Kept {
     run: Run,
-    origins: [Option<Origin>; 2],
+    generation: u32,
 }
 
+/// Where a block is in the arena, and the mode it was decoded for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Key {
-    at: u64,
-    mode: CodeMode,
+struct Key(u64);
+
+impl Key {
+    fn new(at: RamOffset, mode: CodeMode) -> Self {
+        // The arena is far smaller than 2 to the 62.
+        Self(at.0 << 2 | mode as u64)
+    }
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -125,9 +132,11 @@ pub(crate) struct Blocks {
 
 impl Blocks {
     pub(crate) fn new() -> Self {
+        // All at once: the host gives memory as it is touched, and nothing is ever copied to make
+        // room for more.
         Self {
-            steps: Vec::new(),
-            kept: HashMap::default(),
+            steps: Vec::with_capacity(MAX_STEPS),
+            kept: HashMap::with_capacity_and_hasher(MAX_BLOCKS, BuildHasherDefault::default()),
             jumps: vec![Jump::default(); JUMPS].into_boxed_slice(),
             decoder_scratch: Instruction::default(),
         }
@@ -174,20 +183,15 @@ impl Blocks {
             // Code on the bus is not read: nothing sensible can be there.
             return Err(cpu.ud());
         };
-        let key = Key {
-            at: at.0,
-            mode: cpu.mode,
-        };
+        let key = Key::new(at, cpu.mode);
         if let Some(kept) = self.kept.get(&key)
-            && holds(cpu, &kept.origins)
-            // The other page of an instruction over two may be another one now.
-            && kept.origins[1].is_none()
+            && cpu.memory.code_marks().generation(at) == kept.generation
         {
             return Ok(kept.run);
         }
         let block = decode(cpu, &mut self.decoder_scratch, linear, MAX_BLOCK)?;
         if self.kept.len() >= MAX_BLOCKS || self.steps.len() + block.steps.len() > MAX_STEPS {
-            *self = Self::new();
+            self.forget_all();
         }
         let run = Run {
             first: self.steps.len() as u32,
@@ -195,9 +199,17 @@ impl Blocks {
             bytes: block.bytes as u16,
         };
         self.steps.extend_from_slice(&block.steps);
-        let origins = block.origins;
-        self.kept.insert(key, Kept { run, origins });
+        if let [Some(origin), None] = block.origins {
+            let generation = origin.generation;
+            self.kept.insert(key, Kept { run, generation });
+        }
         Ok(run)
+    }
+
+    fn forget_all(&mut self) {
+        self.steps.clear();
+        self.kept.clear();
+        self.jumps.fill(Jump::default());
     }
 
     /// The one instruction at RIP, not kept.
@@ -213,13 +225,6 @@ impl Blocks {
 #[inline(always)]
 fn linear_ip(cpu: &Cpu) -> u64 {
     cpu.rip.wrapping_add(cpu.base_of(CS)) & cpu.linear_mask
-}
-
-fn holds(cpu: &Cpu, origins: &[Option<Origin>; 2]) -> bool {
-    origins
-        .iter()
-        .flatten()
-        .all(|origin| cpu.memory.code_marks().generation(origin.at) == origin.generation)
 }
 
 fn fetch_place(cpu: &mut Cpu, linear: u64) -> Result<Place, Stop> {
