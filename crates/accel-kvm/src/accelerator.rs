@@ -10,8 +10,9 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Cap, Kvm, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd};
 use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use vcpu::{Accelerator, CpuidTable, DirtyLog, DirtyRange, Kick, Vcpu, VcpuError};
+use vcpu::{Accelerator, CpuidTable, DirtyLog, DirtyRange, KernelIrqchip, Kick, Vcpu, VcpuError};
 
+use crate::irqchip::{self, IrqchipMode, KvmFull, KvmSplit};
 use crate::kick::KvmKick;
 use crate::processor::KvmVcpu;
 use crate::slots::Slots;
@@ -50,6 +51,8 @@ pub(crate) struct Machine {
     kicks: Mutex<Vec<Weak<KvmKick>>>,
     /// The MSRs that make up a vCPU's state, as far as the kernel has said.
     pub(crate) msrs: Vec<u32>,
+    /// Which interrupt controllers the kernel has.
+    pub(crate) irqchip: IrqchipMode,
 }
 
 impl Machine {
@@ -94,6 +97,7 @@ pub struct KvmAccelerator {
     kvm: Kvm,
     machine: Arc<Machine>,
     supported: CpuidTable,
+    irqchip: Option<KernelIrqchip>,
 }
 
 impl std::fmt::Debug for KvmAccelerator {
@@ -131,7 +135,7 @@ fn create_vm(kvm: &Kvm) -> Result<VmFd, KvmError> {
 
 /// Makes accesses to MSRs that the kernel does not know, and to the board's, come out as exits. A kernel without that
 /// (before 5.10) gives the guest a fault for the former and answers the latter itself.
-fn take_msrs(vm: &VmFd) -> Result<(), KvmError> {
+fn take_msrs(vm: &VmFd, irqchip: IrqchipMode) -> Result<(), KvmError> {
     if !vm.check_extension(Cap::X86UserSpaceMsr) {
         return Ok(());
     }
@@ -146,7 +150,7 @@ fn take_msrs(vm: &VmFd) -> Result<(), KvmError> {
     }
     vm.enable_cap(&request)
         .map_err(refused("hand over MSR accesses"))?;
-    if !vm.check_extension(Cap::X86MsrFilter) {
+    if irqchip != IrqchipMode::Off || !vm.check_extension(Cap::X86MsrFilter) {
         return Ok(());
     }
     // A clear bit denies; a denied access comes out.
@@ -161,18 +165,21 @@ fn take_msrs(vm: &VmFd) -> Result<(), KvmError> {
 }
 
 impl KvmAccelerator {
-    /// Opens [`DEVICE`](crate::DEVICE) and makes a virtual machine over `memory`.
+    /// Opens [`DEVICE`](crate::DEVICE) and makes a virtual machine over `memory`, with these interrupt controllers in the
+    /// kernel.
     ///
     /// # Errors
-    /// No device, no permission, a kernel that lacks something, or its refusal.
-    pub fn new(memory: Arc<GuestMemory>) -> Result<Self, KvmError> {
+    /// No device, no permission, a kernel that lacks something, or its refusal; [`KvmError::Irqchip`] where another mode
+    /// may do.
+    pub fn new(memory: Arc<GuestMemory>, irqchip: IrqchipMode) -> Result<Self, KvmError> {
         let kvm = open()?;
         let vm = create_vm(&kvm)?;
         vm.set_identity_map_address(IDENTITY_MAP)
             .map_err(refused("place its identity map"))?;
         vm.set_tss_address(TASK_STATE)
             .map_err(refused("place its task state"))?;
-        take_msrs(&vm)?;
+        irqchip::create(&vm, irqchip)?;
+        take_msrs(&vm, irqchip)?;
         let supported = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(refused("say what CPUID may hold"))?;
@@ -181,17 +188,34 @@ impl KvmAccelerator {
             .map_err(refused("list the MSRs it keeps"))?;
         let mut slots = Slots::new(kvm.get_nr_memslots());
         slots.follow(&vm, memory.arena(), memory.regions())?;
-        let machine = Machine {
+        let has_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
+        let machine = Arc::new(Machine {
             vm,
             memory,
             slots: RwLock::new(slots),
             kicks: Mutex::default(),
             msrs: list.as_slice().to_vec(),
+            irqchip,
+        });
+        let supported = match irqchip {
+            IrqchipMode::Off => cpuid::supported(&supported),
+            _ => cpuid::supported_with_apics(&supported, has_deadline),
+        };
+        let irqchip = match irqchip {
+            IrqchipMode::Off => None,
+            IrqchipMode::Split => Some(KernelIrqchip::Split(Arc::new(KvmSplit(Arc::clone(
+                &machine,
+            ))))),
+            IrqchipMode::On => {
+                let full = KvmFull::new(Arc::clone(&machine))?;
+                Some(KernelIrqchip::Full(Arc::new(full)))
+            }
         };
         Ok(Self {
             kvm,
-            machine: Arc::new(machine),
-            supported: cpuid::supported(&supported),
+            machine,
+            supported,
+            irqchip,
         })
     }
 
@@ -231,6 +255,10 @@ impl Accelerator for KvmAccelerator {
     fn create_vcpu(&self, index: u32, cpuid: CpuidTable) -> Result<Box<dyn Vcpu>, VcpuError> {
         let vcpu = KvmVcpu::new(&self.machine, index, &cpuid)?;
         Ok(Box::new(vcpu))
+    }
+
+    fn irqchip(&self) -> Option<KernelIrqchip> {
+        self.irqchip.clone()
     }
 }
 

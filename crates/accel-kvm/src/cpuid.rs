@@ -5,9 +5,12 @@ use vcpu::{CpuidEntry, CpuidTable, XSAVE_AREA_BYTES};
 
 use crate::KvmError;
 
-/// Leaf 1 ECX: MONITOR, VMX, PDCM, x2APIC (each access would be an exit), TSC deadline (the board's APICs have none),
-/// OSXSAVE (follows CR4).
-const ONE_ECX_NOT: u32 = 1 << 3 | 1 << 5 | 1 << 15 | 1 << 21 | 1 << 24 | 1 << 27;
+/// Leaf 1 ECX: MONITOR, VMX, PDCM, x2APIC (with the board's APICs each access would be an exit), TSC deadline (the board's
+/// APICs have none), OSXSAVE (follows CR4).
+const ONE_ECX_NOT: u32 = 1 << 3 | 1 << 5 | 1 << 15 | X2APIC | TSC_DEADLINE | 1 << 27;
+/// Leaf 1 ECX, with local APICs in the kernel.
+const X2APIC: u32 = 1 << 21;
+const TSC_DEADLINE: u32 = 1 << 24;
 /// Leaf 1 ECX: a hypervisor is there.
 const HYPERVISOR: u32 = 1 << 31;
 /// Leaf 1 EDX: DS, HTT (one thread to a socket).
@@ -140,6 +143,19 @@ pub(crate) fn supported(list: &CpuId) -> CpuidTable {
         if is_wanted(&entry) {
             filter(&mut entry);
             table.set(entry);
+        }
+    }
+    table
+}
+
+/// The same with local APICs in the kernel. It tells of their deadline mode elsewhere than in CPUID.
+pub(crate) fn supported_with_apics(list: &CpuId, has_deadline: bool) -> CpuidTable {
+    let mut table = supported(list);
+    let one = list.as_slice().iter().find(|entry| entry.function == 1);
+    if let (Some(one), Some(entry)) = (one, table.get_mut(1, 0)) {
+        entry.ecx |= one.ecx & X2APIC;
+        if has_deadline {
+            entry.ecx |= TSC_DEADLINE;
         }
     }
     table
@@ -312,6 +328,17 @@ mod tests {
         // AVX2 and SMEP stay.
         assert_eq!(seven.ebx & (1 << 5 | 1 << 7), 1 << 5 | 1 << 7);
         assert_eq!(table.answer(0x4000_0001, 0).eax, 0x0100_000b);
+    }
+
+    #[test]
+    fn apics_in_the_kernel_have_more_modes() {
+        let list = CpuId::from_entries(&[of(1, 0, [0, 0, X2APIC | 1 << 27, 0])]).unwrap();
+        let ecx = |table: CpuidTable| table.answer(1, 0).ecx;
+        assert_eq!(ecx(supported(&list)), HYPERVISOR);
+        let with_deadline = ecx(supported_with_apics(&list, true));
+        assert_eq!(with_deadline, HYPERVISOR | X2APIC | TSC_DEADLINE);
+        let without = ecx(supported_with_apics(&list, false));
+        assert_eq!(without, HYPERVISOR | X2APIC);
     }
 
     #[test]

@@ -15,9 +15,12 @@
 //!
 //! # Invariants
 //!
-//! * **Interrupt controllers are the board's**: there is no irqchip in the kernel. HLT comes out as an exit, interrupts go
-//!   in with `KVM_INTERRUPT` when `can_take_interrupt` says so, and the registers of the local APIC that live in MSRs come
-//!   out as MSR exits (the kernel would answer some of them itself, so that a filter takes them away from it).
+//! * **Interrupt controllers** are where [`IrqchipMode`] says. With none in the kernel HLT comes out as an exit, interrupts
+//!   go in with `KVM_INTERRUPT` when `can_take_interrupt` says so, and the registers of the local APIC that live in MSRs
+//!   come out as MSR exits (the kernel would answer some of them itself, so that a filter takes them away from it). With
+//!   local APICs in the kernel HLT, INIT and start-up messages are the kernel's: `run` waits there, until a kick.
+//!   External interrupts of the board's 8259 still go in with `KVM_INTERRUPT`; one that was injected and not yet taken
+//!   when the vCPU is reset is delivered after the reset (the kernel does not take it back), and is not in its state.
 //! * **Memory slots follow the map.** Each `run` compares the slots with the map first. When they differ, all vCPUs leave
 //!   the guest before a slot changes, so that no vCPU sees memory missing that is there. A map that changes while every
 //!   vCPU is in the guest shows there when the next one enters: who changes it from another thread kicks one.
@@ -31,15 +34,17 @@
 //! # Where a new thing goes
 //!
 //! A new exit: `processor.rs` (its layout in `run_page.rs`). New state: `state.rs`. What CPUID may say: `cpuid.rs`.
+//! Interrupt controllers: `irqchip.rs`; a local APIC's registers are a vCPU's state.
 //!
-//! A *split irqchip* (local APICs in the kernel, the rest the board's; it spares the exits of timer and EOI) would be a
-//! second way to make a [`KvmAccelerator`]: `KVM_CAP_SPLIT_IRQCHIP` before the first vCPU, a trait of its own in `vcpu`
-//! for APICs that the accelerator keeps (state, MSI messages, EOI exits to the I/O APIC), which the board then takes
-//! instead of its own local APICs; `Halt`, interrupt windows and `inject_interrupt` are then the kernel's.
+//! # Where it was tried
+//!
+//! In all three modes, with one and two vCPUs, on Linux 6.18 with `kvm_pvm`, which emulates each instruction of a guest.
+//! Not on `kvm_intel` and `kvm_amd`.
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 
 mod accelerator;
 mod cpuid;
+mod irqchip;
 mod kick;
 mod msrs;
 mod processor;
@@ -48,6 +53,7 @@ mod slots;
 mod state;
 
 pub use accelerator::KvmAccelerator;
+pub use irqchip::IrqchipMode;
 
 use vcpu::VcpuError;
 
@@ -81,6 +87,17 @@ pub enum KvmError {
     /// The kernel lacks something.
     #[error("{DEVICE} lacks {0}; use a newer kernel, or run on the software CPU with '-accel tcg'")]
     Lacks(&'static str),
+    /// The kernel has no interrupt controllers, or not in this mode.
+    #[error("{}: {source}; try kernel-irqchip=off", match mode {
+        IrqchipMode::Split => "Could not enable split irqchip mode",
+        _ => "Create kernel irqchip failed",
+    })]
+    Irqchip {
+        /// What was asked for.
+        mode: IrqchipMode,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
     /// The kernel refused something.
     #[error("KVM refuses to {what}: {source}")]
     Refused {

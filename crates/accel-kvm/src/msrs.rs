@@ -6,21 +6,22 @@ use vcpu::{MsrValue, VcpuError};
 
 /// The time stamp counter: never what it was, and not touched by a reset.
 const TSC: u32 = 0x10;
+/// Of the local APIC's timer: state where the kernel has it.
+const TSC_DEADLINE: u32 = 0x6e0;
 
-/// What has a place of its own in the state (EFER, FS and GS base), is the board's (APIC base, TSC deadline), or is of a
+/// What has a place of its own in the state (EFER, FS and GS base, APIC base), is the board's (TSC deadline), or is of a
 /// feature that CPUID does not offer: Hyper-V, VMX, and KVM's own beyond its clock.
-fn is_elsewhere(index: u32) -> bool {
+fn is_elsewhere(index: u32, has_apic: bool) -> bool {
     matches!(
         index,
         0xc000_0080
             | 0xc000_0100
             | 0xc000_0101
             | 0x1b
-            | 0x6e0
             | 0x480..=0x493
             | 0x4000_0000..=0x4000_01ff
             | 0x4b56_4d02..=0x4b56_4dff
-    )
+    ) || index == TSC_DEADLINE && !has_apic
 }
 
 /// Which MSRs this vCPU keeps, and what they are after a reset.
@@ -71,11 +72,16 @@ fn read(vcpu: &VcpuFd, indices: &[u32]) -> Result<Vec<Option<MsrValue>>, VcpuErr
 
 impl KeptMsrs {
     /// Finds out which of `candidates` this vCPU has. To be called after CPUID is set, before the vCPU runs.
-    pub(crate) fn probe(vcpu: &VcpuFd, candidates: &[u32]) -> Result<Self, VcpuError> {
+    /// `has_apic`: the local APIC is in the kernel.
+    pub(crate) fn probe(
+        vcpu: &VcpuFd,
+        candidates: &[u32],
+        has_apic: bool,
+    ) -> Result<Self, VcpuError> {
         let candidates: Vec<u32> = candidates
             .iter()
             .copied()
-            .filter(|index| !is_elsewhere(*index))
+            .filter(|index| !is_elsewhere(*index, has_apic))
             .collect();
         let values = read(vcpu, &candidates)?;
         let there: Vec<MsrValue> = values.into_iter().flatten().collect();

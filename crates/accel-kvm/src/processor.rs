@@ -6,13 +6,16 @@ use std::sync::Arc;
 use guest_memory::GuestPhysAddr;
 use kvm_bindings::{
     KVM_EXIT_DEBUG, KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR,
-    KVM_EXIT_IO, KVM_EXIT_IRQ_WINDOW_OPEN, KVM_EXIT_MMIO, KVM_EXIT_SET_TPR, KVM_EXIT_SHUTDOWN,
-    KVM_EXIT_X86_RDMSR, KVM_EXIT_X86_WRMSR, kvm_interrupt,
+    KVM_EXIT_IO, KVM_EXIT_IOAPIC_EOI, KVM_EXIT_IRQ_WINDOW_OPEN, KVM_EXIT_MMIO, KVM_EXIT_SET_TPR,
+    KVM_EXIT_SHUTDOWN, KVM_EXIT_X86_RDMSR, KVM_EXIT_X86_WRMSR, kvm_interrupt,
 };
 use kvm_ioctls::VcpuFd;
-use vcpu::{Completion, CpuidTable, Exit, Kick, Kicker, Vcpu, VcpuError, VcpuState};
+use vcpu::{
+    Completion, CpuidTable, Exit, Kick, Kicker, LocalApicState, Vcpu, VcpuError, VcpuState,
+};
 
 use crate::accelerator::Machine;
+use crate::irqchip::IrqchipMode;
 use crate::kick::KvmKick;
 use crate::msrs::KeptMsrs;
 use crate::run_page::{PortAccess, RunPage};
@@ -58,6 +61,10 @@ pub(crate) struct KvmVcpu {
     window_wanted: bool,
     /// Whether an interrupt can be taken; `None`: the state has been set and must be asked.
     ready: Option<bool>,
+    /// An external interrupt was injected that the kernel may not have taken yet.
+    external: bool,
+    /// The local APIC after a reset, where the kernel has it.
+    initial_apic: Option<LocalApicState>,
     /// The thread that ran last.
     thread: i32,
 }
@@ -77,7 +84,9 @@ impl KvmVcpu {
         let page = Arc::new(RunPage::map(&fd, machine.vm.run_size())?);
         let kick = Arc::new(KvmKick::new(Arc::clone(&page)));
         machine.add_kick(&kick);
-        let msrs = KeptMsrs::probe(&fd, &machine.msrs)?;
+        let has_apic = machine.irqchip != IrqchipMode::Off;
+        let msrs = KeptMsrs::probe(&fd, &machine.msrs, has_apic)?;
+        let initial_apic = has_apic.then(|| state::local_apic(&fd)).transpose()?;
         let vcpu = Self {
             fd,
             machine: Arc::clone(machine),
@@ -90,14 +99,19 @@ impl KvmVcpu {
             cr8: 0,
             window_wanted: false,
             ready: None,
+            external: false,
+            initial_apic,
             thread: 0,
         };
-        vcpu.put_reset_state(index == 0)?;
+        if !has_apic {
+            vcpu.put_apic_base(index == 0)?;
+        }
+        vcpu.restore(&vcpu.reset_state())?;
         Ok(vcpu)
     }
 
-    /// The state after a reset. The kernel's copy of the APIC base only says that there is an APIC, for CPUID.
-    fn put_reset_state(&self, bootstrap: bool) -> Result<(), VcpuError> {
+    /// The kernel's copy of the board's APIC base only says that there is an APIC, for CPUID.
+    fn put_apic_base(&self, bootstrap: bool) -> Result<(), VcpuError> {
         let mut sregs = self
             .fd
             .get_sregs()
@@ -106,13 +120,30 @@ impl KvmVcpu {
         self.fd
             .set_sregs(&sregs)
             .map_err(refused("write system registers"))?;
-        self.restore(&state::after_reset(self.signature))
+        Ok(())
+    }
+
+    fn reset_state(&self) -> VcpuState {
+        VcpuState {
+            local_apic: self.initial_apic.clone(),
+            ..state::after_reset(self.signature)
+        }
+    }
+
+    fn has_apic(&self) -> bool {
+        self.initial_apic.is_some()
     }
 
     fn restore(&self, to: &VcpuState) -> Result<(), VcpuError> {
-        state::set(&self.fd, &self.msrs, to)?;
+        state::set(&self.fd, &self.msrs, to, self.has_apic())?;
         self.page.set_cr8(to.system.cr8);
         Ok(())
+    }
+
+    /// What is known about the taking of interrupts after the state was set. Whether a local APIC in the kernel listens
+    /// to the 8259 is only known after a run.
+    fn unknown_readiness(&self) -> Option<bool> {
+        self.has_apic().then_some(false)
     }
 
     fn is_between(&self) -> bool {
@@ -130,7 +161,12 @@ impl KvmVcpu {
         self.stage = Stage::Between;
         self.ready = Some(self.page.ready_for_interrupt());
         match came_back {
-            Ok(()) => Ok(Some(self.page.exit_reason())),
+            Ok(()) => {
+                self.external = false;
+                Ok(Some(self.page.exit_reason()))
+            }
+            // A processor that waited for INIT or to be started has got it.
+            Err(error) if error.errno() == libc::EAGAIN && self.has_apic() => Ok(None),
             Err(error) if error.errno() == libc::EINTR => {
                 // Cleared before the news is told: a kick from now on is another one.
                 self.page.set_immediate_exit(false);
@@ -163,6 +199,7 @@ impl KvmVcpu {
             KVM_EXIT_SHUTDOWN => Exit::Shutdown,
             KVM_EXIT_IRQ_WINDOW_OPEN => Exit::InterruptWindow,
             KVM_EXIT_INTR => Exit::Kicked,
+            KVM_EXIT_IOAPIC_EOI => Exit::EndOfInterrupt(self.page.ended_vector()),
             // The news of CR8 is all there is.
             KVM_EXIT_SET_TPR => return Ok(None),
             KVM_EXIT_FAIL_ENTRY | KVM_EXIT_INTERNAL_ERROR | KVM_EXIT_DEBUG => {
@@ -246,7 +283,7 @@ impl Vcpu for KvmVcpu {
                 None => Some(Exit::Kicked),
             };
             let cr8 = self.page.cr8();
-            if cr8 != self.cr8 {
+            if cr8 != self.cr8 && !self.has_apic() {
                 self.cr8 = cr8;
                 self.queued = exit;
                 return Ok(Exit::TaskPriority(u8::try_from(cr8 & 15).unwrap_or(0)));
@@ -296,7 +333,7 @@ impl Vcpu for KvmVcpu {
         if !self.is_between() {
             return Err(VcpuError::InFlight);
         }
-        state::get(&self.fd, &self.msrs)
+        state::get(&self.fd, &self.msrs, self.has_apic())
     }
 
     fn set_state(&mut self, state: &VcpuState) -> Result<(), VcpuError> {
@@ -305,23 +342,23 @@ impl Vcpu for KvmVcpu {
         }
         self.restore(state)?;
         self.cr8 = state.system.cr8;
-        self.ready = None;
+        self.ready = self.unknown_readiness();
         Ok(())
     }
 
     fn reset(&mut self) -> Result<(), VcpuError> {
         self.finish_instruction()?;
         self.queued = None;
-        self.restore(&state::after_reset(self.signature))?;
+        self.restore(&self.reset_state())?;
         self.msrs.reset(&self.fd)?;
         self.cr8 = 0;
-        self.ready = None;
+        self.ready = self.unknown_readiness();
         self.request_interrupt_window(false);
         Ok(())
     }
 
     fn can_take_interrupt(&self) -> bool {
-        if !self.is_between() {
+        if !self.is_between() || self.external || self.machine.irqchip == IrqchipMode::On {
             return false;
         }
         // Where the kernel does not tell, nothing can be injected either.
@@ -346,6 +383,7 @@ impl Vcpu for KvmVcpu {
             .into());
         }
         self.ready = Some(false);
+        self.external = self.has_apic();
         Ok(())
     }
 

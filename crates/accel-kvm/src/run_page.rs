@@ -224,6 +224,11 @@ impl RunPage {
         }
     }
 
+    /// `eoi`: the vector.
+    pub(crate) fn ended_vector(&self) -> u8 {
+        self.byte(DETAILS)
+    }
+
     /// The answer to an MSR access; `None` is a fault. A write takes no notice of the value.
     pub(crate) fn set_msr_answer(&self, value: Option<u64>) {
         self.copy_in(DETAILS, &[u8::from(value.is_none())]);

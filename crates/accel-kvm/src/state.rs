@@ -1,14 +1,16 @@
 //! Architectural state, out of the kernel and into it.
 
 use kvm_bindings::{
-    KVM_VCPUEVENT_VALID_NMI_PENDING, KVM_VCPUEVENT_VALID_SHADOW, KVM_X86_SHADOW_INT_MOV_SS,
-    KVM_X86_SHADOW_INT_STI, kvm_debugregs, kvm_dtable, kvm_regs, kvm_segment, kvm_sregs,
-    kvm_vcpu_events, kvm_xcrs, kvm_xsave,
+    KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_RUNNABLE,
+    KVM_MP_STATE_SIPI_RECEIVED, KVM_MP_STATE_UNINITIALIZED, KVM_VCPUEVENT_VALID_NMI_PENDING,
+    KVM_VCPUEVENT_VALID_SHADOW, KVM_X86_SHADOW_INT_MOV_SS, KVM_X86_SHADOW_INT_STI, kvm_debugregs,
+    kvm_dtable, kvm_lapic_state, kvm_mp_state, kvm_regs, kvm_segment, kvm_sregs, kvm_vcpu_events,
+    kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::VcpuFd;
 use vcpu::{
-    DescriptorTable, Event, Registers, Segment, SegmentRegister, SystemRegisters, VcpuError,
-    VcpuState, XsaveArea,
+    Activity, DescriptorTable, Event, LocalApicState, Registers, Segment, SegmentRegister,
+    SystemRegisters, VcpuError, VcpuState, XsaveArea,
 };
 
 use crate::msrs::KeptMsrs;
@@ -244,8 +246,46 @@ fn to_events(state: &VcpuState) -> kvm_vcpu_events {
     events
 }
 
-/// All state.
-pub(crate) fn get(vcpu: &VcpuFd, msrs: &KeptMsrs) -> Result<VcpuState, VcpuError> {
+/// What the processor does. The kernel takes INIT and start-up messages that wait when it is asked.
+fn activity(vcpu: &VcpuFd) -> Result<Activity, VcpuError> {
+    let state = vcpu
+        .get_mp_state()
+        .map_err(refused("say what a vCPU does"))?;
+    Ok(match state.mp_state {
+        KVM_MP_STATE_HALTED => Activity::Halted,
+        KVM_MP_STATE_UNINITIALIZED => Activity::WaitsForInit,
+        KVM_MP_STATE_INIT_RECEIVED | KVM_MP_STATE_SIPI_RECEIVED => Activity::WaitsForStartUp,
+        _ => Activity::Running,
+    })
+}
+
+fn set_activity(vcpu: &VcpuFd, activity: Activity) -> Result<(), VcpuError> {
+    let mp_state = match activity {
+        Activity::Running => KVM_MP_STATE_RUNNABLE,
+        Activity::Halted => KVM_MP_STATE_HALTED,
+        Activity::WaitsForInit => KVM_MP_STATE_UNINITIALIZED,
+        Activity::WaitsForStartUp => KVM_MP_STATE_INIT_RECEIVED,
+    };
+    vcpu.set_mp_state(kvm_mp_state { mp_state })
+        .map_err(bad("what a vCPU does"))
+}
+
+/// The local APIC that the kernel has for this vCPU.
+pub(crate) fn local_apic(vcpu: &VcpuFd) -> Result<LocalApicState, VcpuError> {
+    let activity = activity(vcpu)?;
+    let sregs = vcpu.get_sregs().map_err(refused("read system registers"))?;
+    let apic = vcpu.get_lapic().map_err(refused("read a local APIC"))?;
+    Ok(LocalApicState {
+        base: sregs.apic_base,
+        activity,
+        registers: Box::new(apic.regs.map(i8::cast_unsigned)),
+    })
+}
+
+/// All state. `has_apic`: the local APIC is in the kernel.
+pub(crate) fn get(vcpu: &VcpuFd, msrs: &KeptMsrs, has_apic: bool) -> Result<VcpuState, VcpuError> {
+    // First, since it may start the processor.
+    let local_apic = has_apic.then(|| local_apic(vcpu)).transpose()?;
     let regs = vcpu.get_regs().map_err(refused("read registers"))?;
     let sregs = vcpu.get_sregs().map_err(refused("read system registers"))?;
     let debug = vcpu
@@ -268,6 +308,7 @@ pub(crate) fn get(vcpu: &VcpuFd, msrs: &KeptMsrs) -> Result<VcpuState, VcpuError
         nmi_pending: events.nmi.pending != 0 || events.nmi.injected != 0,
         nmi_masked: events.nmi.masked != 0,
         interrupt_shadow: events.interrupt.shadow != 0,
+        local_apic,
     })
 }
 
@@ -299,13 +340,26 @@ fn bad(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> VcpuError {
     }
 }
 
-/// Replaces all state; MSRs as far as they are given.
-pub(crate) fn set(vcpu: &VcpuFd, msrs: &KeptMsrs, state: &VcpuState) -> Result<(), VcpuError> {
+/// Replaces all state; MSRs, and the local APIC if `has_apic`, as far as they are given.
+pub(crate) fn set(
+    vcpu: &VcpuFd,
+    msrs: &KeptMsrs,
+    state: &VcpuState,
+    has_apic: bool,
+) -> Result<(), VcpuError> {
     check(state)?;
-    let apic_base = vcpu
-        .get_sregs()
-        .map_err(refused("read system registers"))?
-        .apic_base;
+    let local_apic = state.local_apic.as_ref().filter(|_| has_apic);
+    if has_apic {
+        // Messages that wait are the old state's.
+        activity(vcpu)?;
+    }
+    let apic_base = match local_apic {
+        Some(apic) => apic.base,
+        None => {
+            let sregs = vcpu.get_sregs();
+            sregs.map_err(refused("read system registers"))?.apic_base
+        }
+    };
     vcpu.set_sregs(&to_sregs(&state.system, apic_base))
         .map_err(bad("system registers"))?;
     vcpu.set_regs(&to_regs(&state.registers))
@@ -320,6 +374,12 @@ pub(crate) fn set(vcpu: &VcpuFd, msrs: &KeptMsrs, state: &VcpuState) -> Result<(
         first.value = state.system.xcr0;
     }
     vcpu.set_xcrs(&xcrs).map_err(bad("XCR0"))?;
+    if let Some(apic) = local_apic {
+        let regs = apic.registers.map(u8::cast_signed);
+        vcpu.set_lapic(&kvm_lapic_state { regs })
+            .map_err(bad("the local APIC"))?;
+    }
+    // The APIC's deadline needs its mode.
     msrs.set(vcpu, &state.msrs)?;
     let debug = kvm_debugregs {
         db: state.system.dr,
@@ -330,7 +390,14 @@ pub(crate) fn set(vcpu: &VcpuFd, msrs: &KeptMsrs, state: &VcpuState) -> Result<(
     vcpu.set_debug_regs(&debug)
         .map_err(bad("debug registers"))?;
     vcpu.set_vcpu_events(&to_events(state))
-        .map_err(bad("pending events"))
+        .map_err(bad("pending events"))?;
+    if has_apic {
+        set_activity(
+            vcpu,
+            local_apic.map_or(Activity::Running, |apic| apic.activity),
+        )?;
+    }
+    Ok(())
 }
 
 /// The state after RESET# (Intel SDM 3, "Processor State After Reset"), without MSRs. `signature` is EAX of CPUID 1.

@@ -25,6 +25,7 @@ impl Cpu {
             nmi_pending: self.nmi_pending,
             nmi_masked: self.nmi_masked,
             interrupt_shadow: self.shadow,
+            local_apic: None,
         }
     }
 

@@ -20,7 +20,7 @@ mod local;
 mod registers;
 mod timer;
 
-pub use bus::{ApicBus, Delivery, Destination, EoiListener, InterruptMessage};
+pub use bus::{ApicBus, Delivery, Destination, EoiListener, InterruptMessage, MessageBus};
 pub use local::{ApicPlace, CpuPort, CpuSignal, GeneralProtection, LocalApic, Pending, TscClock};
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ use device::{Device, Error, InterruptController, IoHandler, ResetKind, SavedStat
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use crate::apic::{ApicBus, Delivery, Destination, EoiListener, InterruptMessage};
+use crate::apic::{ApicBus, Delivery, Destination, EoiListener, InterruptMessage, MessageBus};
 
 const NAME: &str = "ioapic";
 const VERSION: u32 = 1;
@@ -125,6 +125,12 @@ impl IoApicState {
         due
     }
 
+    /// What the level inputs send.
+    fn level_messages(&self) -> Vec<InterruptMessage> {
+        let levels = self.redirections.iter().filter(|entry| *entry & LEVEL != 0);
+        levels.filter_map(|entry| message_of(*entry)).collect()
+    }
+
     fn set_level(&mut self, input: u32, high: bool) {
         let Some(entry) = usize::try_from(input)
             .ok()
@@ -182,20 +188,25 @@ fn message_of(entry: u64) -> Option<InterruptMessage> {
 
 /// The controller. As an [`InterruptController`] its pins are its 24 inputs.
 pub struct IoApic {
-    bus: Arc<ApicBus>,
+    bus: Arc<dyn MessageBus>,
     state: Mutex<IoApicState>,
 }
 
 impl IoApic {
     /// A controller that sends to the local APICs on `bus`, and hears of their ends of interrupt.
     pub fn new(bus: &Arc<ApicBus>) -> Arc<IoApic> {
-        let ioapic = Arc::new(IoApic {
-            bus: bus.clone(),
-            state: Mutex::new(IoApicState::new()),
-        });
+        let ioapic = IoApic::on(bus.clone());
         let listener: Arc<dyn EoiListener> = ioapic.clone();
         bus.add_eoi_listener(Arc::downgrade(&listener));
         ioapic
+    }
+
+    /// A controller on another bus; who owns that tells it of ends of interrupt.
+    pub fn on(bus: Arc<dyn MessageBus>) -> Arc<IoApic> {
+        Arc::new(IoApic {
+            bus,
+            state: Mutex::new(IoApicState::new()),
+        })
     }
 
     /// The message that an input would send now, unless it is masked (a board routes interrupts of the kernel so).
@@ -211,7 +222,13 @@ impl IoApic {
 
     fn change<T>(&self, work: impl FnOnce(&mut IoApicState) -> T) -> T {
         let mut state = self.state.lock();
+        let before = state.redirections;
         let result = work(&mut state);
+        let differs = |(old, new): (&u64, &u64)| (old ^ new) & !REMOTE_IRR != 0;
+        if before.iter().zip(&state.redirections).any(differs) {
+            // Under the lock, so that the last change is the last that is told.
+            self.bus.set_level_messages(&state.level_messages());
+        }
         let due = state.take_due();
         drop(state);
         for message in due {
@@ -275,7 +292,9 @@ impl Device for IoApic {
         new.check()
             .map_err(|reason| device::Error::bad_state(NAME, reason))?;
         // What was due had been sent before the state was saved: nothing is sent now.
-        *self.state.lock() = new;
+        let mut state = self.state.lock();
+        self.bus.set_level_messages(&new.level_messages());
+        *state = new;
         Ok(())
     }
 }

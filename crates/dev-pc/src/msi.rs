@@ -42,6 +42,31 @@ pub fn decode(message: MsiMessage) -> Option<InterruptMessage> {
     })
 }
 
+/// The message that says this; `None` if an address cannot name the destination.
+pub fn encode(message: &InterruptMessage) -> Option<MsiMessage> {
+    let (field, logical) = match message.destination {
+        Destination::All => (0xff, false),
+        Destination::Physical(id) => (id, false),
+        Destination::Logical(mask) => (mask, true),
+        Destination::AllBut(_) => return None,
+    };
+    let field = u64::from(u8::try_from(field).ok()?);
+    let mode = match message.delivery {
+        Delivery::Fixed => 0,
+        Delivery::LowestPriority => 1,
+        Delivery::Smi => 2,
+        Delivery::Nmi => 4,
+        Delivery::Init => 5,
+        Delivery::StartUp => return None,
+        Delivery::ExtInt => 7,
+    };
+    let trigger = if message.level { 0xc000 } else { 0 };
+    Some(MsiMessage {
+        address: MSI_ADDRESS | field << 12 | u64::from(logical) << 2,
+        data: u32::from(message.vector) | mode << 8 | trigger,
+    })
+}
+
 /// Messages that go to an [`ApicBus`].
 pub struct ApicMsi {
     bus: Arc<ApicBus>,
@@ -91,6 +116,15 @@ mod tests {
             message(0xfeef_f000, 0x0400).map(|message| (message.destination, message.delivery)),
             Some((Destination::All, Delivery::Nmi))
         );
+        for (address, data) in [
+            (0xfee0_3000, 0x0041),
+            (0xfeef_f004, 0xc131),
+            (0xfeef_f000, 0x0400),
+            (0xfee0_0000, 0x0700),
+        ] {
+            let message = MsiMessage { address, data };
+            assert_eq!(encode(&decode(message).unwrap()), Some(message));
+        }
         assert_eq!(message(0xfef0_0000, 0x41), None);
         assert_eq!(message(0x1_fee0_0000, 0x41), None);
         assert_eq!(message(0xfee0_0000, 0x0341), None);

@@ -67,11 +67,11 @@ pub fn halt_for_good() {
     unsafe { asm!("cli", "hlt", options(nostack)) }
 }
 
-/// An exception without a table of handlers: a triple fault.
+/// An exception without a table of handlers: a triple fault. UD2, since a KVM that emulates has no INT3 in long mode.
 pub fn triple_fault() -> ! {
     let nothing = [0_u16; 5];
     loop {
         // SAFETY: the machine is reset.
-        unsafe { asm!("lidt [{}]", "int3", in(reg) &nothing, options(nostack)) }
+        unsafe { asm!("lidt [{}]", "ud2", in(reg) &nothing, options(nostack)) }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use accel_kvm::KvmAccelerator;
+use accel_kvm::{IrqchipMode, KvmAccelerator, KvmError};
 use cpu_soft::{Model, SoftAccelerator};
 use dev_pc::pci_hotplug::Ejection;
 use device::{Clock, MachineSink};
@@ -64,6 +64,7 @@ pub(crate) fn assemble(
     let cpus: Vec<Arc<CpuShared>> = (0..config.topology.cpus)
         .map(|index| CpuShared::new(index, config.accelerator != AcceleratorKind::Qtest))
         .collect();
+    let executor = executor(config, &memory)?;
     let around = ChipsetSurroundings {
         clock: clock.clone(),
         wall,
@@ -72,12 +73,17 @@ pub(crate) fn assemble(
         machine: Arc::clone(requests) as Arc<dyn MachineSink>,
         ejection: Arc::clone(ejections) as Arc<dyn Ejection>,
         cpus: cpus.clone(),
+        irqchip: executor
+            .as_ref()
+            .and_then(|(accelerator, _)| accelerator.irqchip()),
     };
     let chips = match config.board.chips {
         Chips::Microvm => Chipset::microvm(&around)?,
         _ => Chipset::pc(&around)?,
     };
-    start_cpus(config, &memory, &chips, &cpus, requests)?;
+    if let Some(executor) = &executor {
+        start_cpus(config, executor, &chips, &cpus, requests)?;
+    }
     Ok(Assembled {
         clock,
         memory: Some(memory),
@@ -130,7 +136,7 @@ fn executor(
             Ok(Some((Box::new(accelerator), Box::new(table))))
         }
         AcceleratorKind::Kvm => {
-            let accelerator = KvmAccelerator::new(Arc::clone(memory))?;
+            let accelerator = kvm(config, memory)?;
             let tables: Vec<CpuidTable> = (0..cpus)
                 .map(|index| match (name, model) {
                     ("host" | "max", _) => Ok(accelerator.host_cpuid(index)),
@@ -149,23 +155,32 @@ fn executor(
     }
 }
 
+/// KVM with the interrupt controllers that are wished for, or with those that the kernel has.
+fn kvm(config: &MachineConfig, memory: &Arc<GuestMemory>) -> Result<KvmAccelerator, KvmError> {
+    let with = |mode| KvmAccelerator::new(Arc::clone(memory), mode);
+    match config.kernel_irqchip {
+        Some(mode) => with(mode),
+        None => match with(IrqchipMode::On) {
+            Err(KvmError::Irqchip { .. }) => with(IrqchipMode::Off),
+            other => other,
+        },
+    }
+}
+
 fn start_cpus(
     config: &MachineConfig,
-    memory: &Arc<GuestMemory>,
+    (accelerator, table): &Executor,
     chips: &Chipset,
     cpus: &[Arc<CpuShared>],
     requests: &Arc<Requests>,
 ) -> Result<(), MachineError> {
-    let Some((accelerator, table)) = executor(config, memory)? else {
-        return Ok(());
-    };
-    for (cpu, apic) in cpus.iter().zip(&chips.apics) {
+    for cpu in cpus {
         let vcpu = accelerator.create_vcpu(cpu.index(), table(cpu.index()))?;
         let around = CpuSurroundings {
             ports: Arc::clone(&chips.ports),
             memory: Arc::clone(&chips.memory),
-            apic: Arc::clone(apic),
-            pic: Some(Arc::clone(&chips.pic)),
+            interrupts: chips.interrupts.of_cpu(cpu.index()),
+            sets_up_apic: config.payload.firmware.is_none(),
             machine: Arc::clone(requests) as Arc<dyn MachineSink>,
         };
         cpu_thread::start(cpu, around, vcpu, accelerator.name()).map_err(|source| {

@@ -3,17 +3,15 @@
 use std::sync::Arc;
 
 use dev_pc::acpi_pm::{AcpiPm, PmPart};
-use dev_pc::apic::{ApicBus, ApicPlace, LocalApic, TscClock};
 use dev_pc::fw_cfg::{FwCfg, FwCfgPart};
 use dev_pc::generic_event::{GenericEvents, SELECTOR_BYTES};
 use dev_pc::hpet::{HPET_ADDRESS, Hpet, HpetLines};
 use dev_pc::i440fx::{I440fx, LowMemoryRouting};
 use dev_pc::i8042::{I8042, I8042Lines, I8042Part};
-use dev_pc::ioapic::{IOAPIC_ADDRESS, IoApic};
+use dev_pc::ioapic::IOAPIC_ADDRESS;
 use dev_pc::irq_gate::IrqGate;
-use dev_pc::msi::ApicMsi;
 use dev_pc::pci_hotplug::{Ejection, PciHotplug};
-use dev_pc::pic::{Pic, PicPart};
+use dev_pc::pic::PicPart;
 use dev_pc::piix3::{Piix3, PirqRouter};
 use dev_pc::pit::{Pit, PitPart};
 use dev_pc::port92::Port92;
@@ -22,14 +20,15 @@ use dev_pc::rtc::Rtc;
 use dev_storage::{Ide, IdePart};
 use device::pci::{ConfigPart, PciAddress, PciBus, PciConfigPorts, PciFunction};
 use device::{
-    Clock, Device, DmaSpace, InterruptController, IoHandler, IoMap, IoPart, IrqLine, MachineSink,
-    MsiSink, ResetKind, WallClock, Width,
+    Clock, Device, DmaSpace, IoHandler, IoMap, IoPart, IrqLine, MachineSink, ResetKind, WallClock,
+    Width,
 };
+use vcpu::KernelIrqchip;
 
 use crate::boot;
 use crate::cpu_thread::CpuShared;
 use crate::error::MachineError;
-use crate::qtest::IrqTap;
+use crate::interrupts::Controllers;
 
 /// Registers of the chip set lie above those of PCI functions.
 const CHIP_PRIORITY: i32 = 10;
@@ -48,6 +47,8 @@ pub(crate) struct ChipsetSurroundings {
     pub(crate) machine: Arc<dyn MachineSink>,
     pub(crate) ejection: Arc<dyn Ejection>,
     pub(crate) cpus: Vec<Arc<CpuShared>>,
+    /// Interrupt controllers that the accelerator keeps.
+    pub(crate) irqchip: Option<KernelIrqchip>,
 }
 
 /// A device with the name under which people see it.
@@ -60,14 +61,7 @@ pub(crate) struct NamedDevice {
 pub(crate) struct Chipset {
     pub(crate) ports: Arc<IoMap>,
     pub(crate) memory: Arc<IoMap>,
-    pub(crate) apics: Vec<Arc<LocalApic>>,
-    pub(crate) ioapic: Arc<IoApic>,
-    pub(crate) pic: Arc<Pic>,
-    pub(crate) msi: Arc<dyn MsiSink>,
-    /// A source on each ISA IRQ.
-    pub(crate) irqs: [IrqLine; 16],
-    /// Listens to what the I/O APIC hears.
-    pub(crate) irq_tap: Arc<IrqTap>,
+    pub(crate) interrupts: Controllers,
     pub(crate) rtc: Arc<Rtc>,
     pub(crate) fw_cfg: Arc<FwCfg>,
     /// What only a board with PCI has.
@@ -87,84 +81,13 @@ pub(crate) struct PciChips {
     pub(crate) ide: Arc<Ide>,
 }
 
-/// The chips that all boards have, the bus of the APICs, and the switches in the lines of IRQ 0 and 8.
-type CommonChips = (Chipset, Arc<ApicBus>, [Arc<IrqGate>; 2]);
-
-/// No processor here has the deadline mode: its CPUID does not say so.
-struct NoDeadline;
-
-impl TscClock for NoDeadline {
-    fn ns_at(&self, _tsc: u64) -> u64 {
-        u64::MAX
-    }
-}
-
-/// Interrupt controllers, with a line to each ISA IRQ.
-struct Controllers {
-    apics: Vec<Arc<LocalApic>>,
-    bus: Arc<ApicBus>,
-    pic: Arc<Pic>,
-    ioapic: Arc<IoApic>,
-    irqs: [IrqLine; 16],
-    tap: Arc<IrqTap>,
-}
-
-fn controllers(around: &ChipsetSurroundings) -> Controllers {
-    let bus = ApicBus::new();
-    let apics: Vec<Arc<LocalApic>> = around
-        .cpus
-        .iter()
-        .map(|cpu| {
-            let place = ApicPlace {
-                id: cpu.index(),
-                bootstrap: cpu.index() == 0,
-            };
-            LocalApic::new(
-                place,
-                &bus,
-                cpu.clone(),
-                Arc::new(NoDeadline),
-                &around.clock,
-            )
-        })
-        .collect();
-    // The 8259's output goes to LINT0 of every processor, whose registers say who listens.
-    let output = apics
-        .iter()
-        .map(|apic| (Arc::clone(apic) as Arc<dyn InterruptController>, 0))
-        .collect();
-    let pic = Pic::new(IrqLine::with_ends(output));
-    let ioapic = IoApic::new(&bus);
-    let tap = Arc::<IrqTap>::default();
-    let irqs = std::array::from_fn(|irq| {
-        let irq = u32::try_from(irq).unwrap_or(0);
-        let input = if irq == 0 { 2 } else { irq };
-        IrqLine::with_ends(vec![
-            (Arc::clone(&pic) as Arc<dyn InterruptController>, irq),
-            (Arc::clone(&ioapic) as Arc<dyn InterruptController>, input),
-            (Arc::clone(&tap) as Arc<dyn InterruptController>, input),
-        ])
-    });
-    Controllers {
-        apics,
-        bus,
-        pic,
-        ioapic,
-        irqs,
-        tap,
-    }
-}
-
-/// A source on an ISA IRQ.
-fn share(irqs: &[IrqLine; 16], irq: usize) -> IrqLine {
-    irqs.get(irq)
-        .map_or_else(IrqLine::unconnected, IrqLine::share)
-}
+/// The chips that all boards have, and the switches in the lines of IRQ 0 and 8.
+type CommonChips = (Chipset, [Arc<IrqGate>; 2]);
 
 impl Chipset {
     /// A source on an ISA IRQ.
     pub(crate) fn irq(&self, irq: usize) -> IrqLine {
-        share(&self.irqs, irq)
+        self.interrupts.irq(irq)
     }
 
     /// Puts a chip's registers at ports.
@@ -200,15 +123,8 @@ impl Chipset {
 
     /// What both boards have: interrupt controllers, timers, clock, fw_cfg.
     fn common(around: &ChipsetSurroundings) -> Result<CommonChips, MachineError> {
-        let Controllers {
-            apics,
-            bus,
-            pic,
-            ioapic,
-            irqs,
-            tap,
-        } = controllers(around);
-        let gates = [0, 8].map(|irq| IrqGate::new(share(&irqs, irq)));
+        let interrupts = Controllers::new(around.irqchip.clone(), &around.cpus, &around.clock);
+        let gates = [0, 8].map(|irq| IrqGate::new(interrupts.irq(irq)));
         let [timer_gate, rtc_gate] = &gates;
         let pit = Pit::new(&around.clock, IrqLine::new(timer_gate.clone(), 0));
         let rtc_line = IrqLine::new(rtc_gate.clone(), 0);
@@ -217,22 +133,15 @@ impl Chipset {
         let mut chips = Self {
             ports: Arc::new(IoMap::new(IoMap::LAST_PORT)),
             memory: Arc::new(IoMap::new(HIGHEST_MEMORY)),
-            msi: ApicMsi::new(bus.clone()),
-            apics,
-            ioapic,
-            pic,
-            irqs,
-            irq_tap: tap,
+            interrupts,
             rtc,
             fw_cfg,
             pci: None,
             events: None,
             devices: Vec::new(),
         };
-        let (pic, fw_cfg) = (chips.pic.clone(), chips.fw_cfg.clone());
-        chips.place("pic", 0x20, 2, IoPart::new(pic.clone(), PicPart::Master))?;
-        chips.place("pic", 0xa0, 2, IoPart::new(pic.clone(), PicPart::Slave))?;
-        chips.place("elcr", 0x4d0, 2, IoPart::new(pic, PicPart::EdgeLevel))?;
+        chips.place_controllers()?;
+        let fw_cfg = chips.fw_cfg.clone();
         chips.place("pit", 0x40, 4, IoPart::new(pit.clone(), PitPart::Counters))?;
         chips.place("pcspk", 0x61, 1, IoPart::new(pit.clone(), PitPart::Port61))?;
         chips.place("rtc", 0x70, 2, chips.rtc.clone())?;
@@ -240,19 +149,28 @@ impl Chipset {
         chips.place("fw_cfg", 0x510, 2, selector)?;
         let dma = IoPart::new(fw_cfg, FwCfgPart::DmaPorts);
         chips.place("fw_cfg-dma", 0x514, 8, dma)?;
-        let ioapic = chips.ioapic.clone();
-        chips
-            .memory
-            .map("ioapic", IOAPIC_ADDRESS, 0x1000, CHIP_PRIORITY, ioapic)?;
-        chips.add("i8259", chips.pic.clone());
-        chips.add("ioapic", chips.ioapic.clone());
-        for apic in chips.apics.clone() {
-            chips.add("apic", apic);
+        for (name, device) in chips.interrupts.devices() {
+            chips.add(name, device);
         }
         chips.add("isa-pit", pit);
         chips.add("mc146818rtc", chips.rtc.clone());
         chips.add("fw_cfg", chips.fw_cfg.clone());
-        Ok((chips, bus, gates))
+        Ok((chips, gates))
+    }
+
+    /// Registers of interrupt controllers, as far as they are the board's.
+    fn place_controllers(&self) -> Result<(), MachineError> {
+        let Some((pic, ioapic)) = self.interrupts.own_chips() else {
+            return Ok(());
+        };
+        let part = |part| IoPart::new(pic.clone(), part);
+        self.place("pic", 0x20, 2, part(PicPart::Master))?;
+        self.place("pic", 0xa0, 2, part(PicPart::Slave))?;
+        self.place("elcr", 0x4d0, 2, part(PicPart::EdgeLevel))?;
+        let registers = ioapic.clone();
+        self.memory
+            .map("ioapic", IOAPIC_ADDRESS, 0x1000, CHIP_PRIORITY, registers)?;
+        Ok(())
     }
 
     /// The chips of board `microvm`: no PCI, no keyboard.
@@ -289,8 +207,8 @@ impl Chipset {
 
     /// The chips of board `pc`.
     pub(crate) fn pc(around: &ChipsetSurroundings) -> Result<Self, MachineError> {
-        let (mut chips, apic_bus, gates) = Self::common(around)?;
-        let hpet = Self::hpet(&chips, &around.clock, &gates, &apic_bus);
+        let (mut chips, gates) = Self::common(around)?;
+        let hpet = Self::hpet(&chips, &around.clock, &gates);
         chips
             .memory
             .map("hpet", HPET_ADDRESS, 0x400, CHIP_PRIORITY, hpet.clone())?;
@@ -318,13 +236,8 @@ impl Chipset {
         Ok(chips)
     }
 
-    fn hpet(
-        chips: &Self,
-        clock: &Clock,
-        gates: &[Arc<IrqGate>; 2],
-        apic_bus: &Arc<ApicBus>,
-    ) -> Arc<Hpet> {
-        let inputs = (16..24).map(|pin| IrqLine::new(chips.ioapic.clone(), pin));
+    fn hpet(chips: &Self, clock: &Clock, gates: &[Arc<IrqGate>; 2]) -> Arc<Hpet> {
+        let inputs = (16..24).map(|pin| IrqLine::new(chips.interrupts.ioapic.clone(), pin));
         let lines = HpetLines {
             inputs: (0..16)
                 .map(|_| IrqLine::unconnected())
@@ -334,7 +247,7 @@ impl Chipset {
             legacy_timer: chips.irq(0),
             legacy_rtc: chips.irq(8),
             gates: gates.to_vec(),
-            messages: ApicMsi::new(apic_bus.clone()),
+            messages: chips.interrupts.msi.clone(),
         };
         Hpet::new(clock, lines)
     }
@@ -344,10 +257,10 @@ impl Chipset {
         around: &ChipsetSurroundings,
         i8042: Arc<I8042>,
     ) -> Result<(), MachineError> {
-        let router = PirqRouter::new(&self.irqs);
+        let router = PirqRouter::new(&self.interrupts.irqs);
         let pirqs: [IrqLine; 4] = [0, 1, 2, 3].map(|pirq| IrqLine::new(router.clone(), pirq));
         let (ports, memory) = (self.ports.clone(), self.memory.clone());
-        let bus = PciBus::new(ports, memory, self.msi.clone(), pirqs);
+        let bus = PciBus::new(ports, memory, self.interrupts.msi.clone(), pirqs);
         let machine = || around.machine.clone();
         let host = I440fx::new(&bus, address(0, 0)?, around.low_memory.clone());
         let piix3 = Piix3::new(&bus, address(1, 0)?, router, machine());
@@ -413,14 +326,7 @@ impl Chipset {
         if with_firmware {
             return;
         }
-        for (index, apic) in self.apics.iter().enumerate() {
-            let write =
-                |offset, value| IoHandler::write(apic.as_ref(), offset, Width::Dword, value);
-            // On, spurious vector 0xff; the processor that boots listens to the 8259 and takes NMIs.
-            write(0xf0, 0x1ff);
-            write(0x350, if index == 0 { 0x700 } else { 0x1_0700 });
-            write(0x360, 0x400);
-        }
+        self.interrupts.set_up_local_apics();
         if let Some(pci) = &self.pci {
             self.set_up_pci(pci);
         }
@@ -436,8 +342,10 @@ impl Chipset {
         // IRQs of PCI are level-triggered at the 8259s.
         let levels = PIRQ_IRQS
             .iter()
-            .fold(0_u64, |levels, irq| levels | 1 << irq);
-        self.ports.write(0x4d0, Width::Word, levels);
+            .fold(0_u16, |levels, irq| levels | 1 << irq);
+        if !self.interrupts.set_edge_level(levels) {
+            self.ports.write(0x4d0, Width::Word, u64::from(levels));
+        }
         crate::pci_setup::assign(&pci.bus);
     }
 }

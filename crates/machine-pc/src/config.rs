@@ -1,6 +1,6 @@
 //! What a machine is made from.
 
-use accel_kvm::KvmAccelerator;
+use accel_kvm::{IrqchipMode, KvmAccelerator};
 use device::{Clock, WallClock};
 
 use crate::board::Board;
@@ -107,6 +107,8 @@ pub struct MachineConfig {
     pub cpu_model: String,
     /// Who executes.
     pub accelerator: AcceleratorKind,
+    /// Which interrupt controllers are KVM's. Without a wish all are, unless the kernel has none.
+    pub kernel_irqchip: Option<IrqchipMode>,
     /// What the guest starts with.
     pub payload: Payload,
     /// The machine's name, for people.

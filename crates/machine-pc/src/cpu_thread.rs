@@ -9,14 +9,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::mpsc;
 
-use dev_pc::apic::{CpuPort, CpuSignal, LocalApic, Pending};
-use dev_pc::pic::Pic;
+use dev_pc::apic::{CpuPort, CpuSignal, LocalApic};
 use device::{IoHandler, IoMap, MachineRequest, MachineSink, ResetKind};
 use guest_memory::GuestPhysAddr;
 use parking_lot::{Condvar, Mutex};
 use vcpu::{Completion, Exit, Kicker, Segment, SegmentRegister, Vcpu, VcpuError, VcpuState};
 
 use crate::bus_access;
+use crate::interrupts::{self, CpuInterrupts};
 use crate::msr;
 
 /// Work that a vCPU's thread does between two instructions.
@@ -214,9 +214,9 @@ impl CpuPort for CpuShared {
 pub(crate) struct CpuSurroundings {
     pub(crate) ports: Arc<IoMap>,
     pub(crate) memory: Arc<IoMap>,
-    pub(crate) apic: Arc<LocalApic>,
-    /// The 8259 pair, where there is one.
-    pub(crate) pic: Option<Arc<Pic>>,
+    pub(crate) interrupts: CpuInterrupts,
+    /// No firmware sets up a local APIC that the accelerator keeps.
+    pub(crate) sets_up_apic: bool,
     pub(crate) machine: Arc<dyn MachineSink>,
 }
 
@@ -244,16 +244,17 @@ pub(crate) fn start(
     accelerator: &str,
 ) -> io::Result<()> {
     *shared.kicker.lock() = Some(vcpu.kicker());
-    let thread = CpuThread {
+    let mut thread = CpuThread {
         shared: Arc::clone(shared),
         around,
         vcpu,
         in_flight: false,
-        waits_for_start: shared.index != 0,
+        waits_for_start: false,
         interrupt: false,
         window_wanted: false,
         dead: false,
     };
+    thread.waits_for_start = thread.has_to_be_started();
     std::thread::Builder::new()
         .name(format!(
             "CPU {}/{}",
@@ -343,7 +344,8 @@ impl CpuThread {
     fn take_signals(&mut self, inner: &mut Inner) {
         if let Some(start) = inner.reset.take() {
             self.reset();
-            self.waits_for_start = self.shared.index != 0;
+            self.waits_for_start = self.has_to_be_started();
+            self.set_up_apic();
             if let Some(state) = start
                 && let Err(error) = self.vcpu.set_state(&state)
             {
@@ -356,7 +358,7 @@ impl CpuThread {
         }
         if std::mem::take(&mut inner.init) {
             self.reset();
-            self.waits_for_start = self.shared.index != 0;
+            self.waits_for_start = self.has_to_be_started();
         }
         if let Some(page) = inner.start_up.take()
             && self.waits_for_start
@@ -368,6 +370,24 @@ impl CpuThread {
             if let Err(error) = self.vcpu.inject_nmi() {
                 self.fail(&error);
             }
+        }
+    }
+
+    /// Whether after a reset the board waits for a start-up message to it. An accelerator with the local APIC does so itself.
+    fn has_to_be_started(&self) -> bool {
+        self.shared.index != 0 && !self.around.interrupts.are_kernels()
+    }
+
+    fn set_up_apic(&mut self) {
+        if !(self.around.sets_up_apic && self.around.interrupts.are_kernels()) {
+            return;
+        }
+        let set_up = self.vcpu.state().and_then(|mut state| {
+            interrupts::set_up_local_apic(&mut state, self.shared.index);
+            self.vcpu.set_state(&state)
+        });
+        if let Err(error) = set_up {
+            self.fail(&error);
         }
     }
 
@@ -408,11 +428,11 @@ impl CpuThread {
         if !self.interrupt || self.dead || self.waits_for_start {
             return;
         }
-        if self.around.apic.pending().is_none() {
+        if !self.around.interrupts.is_pending() {
             self.interrupt = false;
             self.want_window(false);
         } else if self.vcpu.can_take_interrupt() {
-            match self.take_vector() {
+            match self.around.interrupts.take() {
                 Some(vector) => {
                     self.shared.halted.store(false, Ordering::Relaxed);
                     if let Err(error) = self.vcpu.inject_interrupt(vector) {
@@ -422,20 +442,9 @@ impl CpuThread {
                 None => return,
             }
             // There may be another one behind it, or a higher one soon.
-            self.want_window(self.around.apic.pending().is_some());
+            self.want_window(self.around.interrupts.is_pending());
         } else {
             self.want_window(true);
-        }
-    }
-
-    fn take_vector(&self) -> Option<u8> {
-        match self.around.apic.pending()? {
-            Pending::Vector(vector) => self.around.apic.accept(vector).then_some(vector),
-            Pending::External => {
-                let vector = self.around.pic.as_ref()?.acknowledge();
-                self.around.apic.accept_external();
-                Some(vector)
-            }
         }
     }
 
@@ -449,8 +458,13 @@ impl CpuThread {
     fn answer(&mut self, exit: Exit) {
         self.in_flight = !matches!(
             exit,
-            Exit::Halt | Exit::Shutdown | Exit::InterruptWindow | Exit::Kicked
+            Exit::Halt
+                | Exit::Shutdown
+                | Exit::InterruptWindow
+                | Exit::Kicked
+                | Exit::EndOfInterrupt(_)
         );
+        let apic = self.around.interrupts.apic();
         let completion =
             match exit {
                 Exit::PortIn { port, size, count } => Some(Completion::PortIn(
@@ -465,14 +479,16 @@ impl CpuThread {
                     self.write_memory(addr, len, data);
                     None
                 }
-                Exit::MsrRead { index } => Some(msr::read(&self.around.apic, index)),
+                Exit::MsrRead { index } => Some(msr::read(apic, index)),
                 Exit::MsrWrite { index, value } => {
                     // The APIC's priority may have changed, so an interrupt may have become possible.
                     self.interrupt = true;
-                    Some(msr::write(&self.around.apic, index, value))
+                    Some(msr::write(apic, index, value))
                 }
                 Exit::TaskPriority(value) => {
-                    self.around.apic.set_cr8(value);
+                    if let Some(apic) = apic {
+                        apic.set_cr8(value);
+                    }
                     self.interrupt = true;
                     None
                 }
@@ -486,6 +502,10 @@ impl CpuThread {
                     self.around.machine.request(reset);
                     None
                 }
+                Exit::EndOfInterrupt(vector) => {
+                    self.around.interrupts.end(vector);
+                    None
+                }
                 Exit::InterruptWindow | Exit::Kicked => None,
             };
         if let Some(completion) = completion
@@ -495,31 +515,26 @@ impl CpuThread {
         }
     }
 
-    fn apic_offset(&self, addr: GuestPhysAddr) -> Option<u64> {
-        let base = self.around.apic.base();
+    /// The board's local APIC and an offset in its page of registers, if it is there that an access goes.
+    fn apic_register(&self, addr: GuestPhysAddr) -> Option<(&LocalApic, u64)> {
+        let apic = self.around.interrupts.apic()?;
+        let base = apic.base();
         let enabled = base & 0xc00 == 0x800;
         let offset = addr.0.wrapping_sub(base & 0x000f_ffff_ffff_f000);
-        (enabled && offset < 0x1000).then_some(offset)
+        (enabled && offset < 0x1000).then_some((apic, offset))
     }
 
     fn read_memory(&self, addr: GuestPhysAddr, len: u8) -> u64 {
-        match self.apic_offset(addr) {
-            Some(offset) => {
-                bus_access::read(self.around.apic.as_ref() as &dyn IoHandler, offset, len)
-            }
+        match self.apic_register(addr) {
+            Some((apic, offset)) => bus_access::read(apic as &dyn IoHandler, offset, len),
             None => bus_access::read(self.around.memory.as_ref(), addr.0, len),
         }
     }
 
     fn write_memory(&mut self, addr: GuestPhysAddr, len: u8, data: u64) {
-        match self.apic_offset(addr) {
-            Some(offset) => {
-                bus_access::write(
-                    self.around.apic.as_ref() as &dyn IoHandler,
-                    offset,
-                    len,
-                    data,
-                );
+        match self.apic_register(addr) {
+            Some((apic, offset)) => {
+                bus_access::write(apic as &dyn IoHandler, offset, len, data);
                 self.interrupt = true;
             }
             None => bus_access::write(self.around.memory.as_ref(), addr.0, len, data),

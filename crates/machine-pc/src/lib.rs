@@ -35,6 +35,7 @@ mod guest_file;
 mod guest_paging;
 mod hmp;
 mod hotplug;
+mod interrupts;
 mod machine;
 pub mod memory;
 mod msr;
@@ -44,6 +45,7 @@ pub mod qtest;
 mod run_state;
 mod serial;
 
+pub use accel_kvm::IrqchipMode;
 pub use config::{AcceleratorKind, MachineConfig, Payload, RtcBase, Topology};
 pub use control::{Control, Pausable, ShutdownCause};
 pub use error::MachineError;

@@ -27,8 +27,14 @@ const SILENT: &[u32] = &[
     0xc001_1029,
 ];
 
-/// Reads an MSR that the CPU does not keep itself.
-pub(crate) fn read(apic: &LocalApic, index: u32) -> Completion {
+/// Reads an MSR that the CPU does not keep itself; `apic` is the board's.
+pub(crate) fn read(apic: Option<&LocalApic>, index: u32) -> Completion {
+    let Some(apic) = apic else {
+        return match SILENT.contains(&index) {
+            true => Completion::Msr(0),
+            false => Completion::MsrFault,
+        };
+    };
     match index {
         APIC_BASE => Completion::Msr(apic.base()),
         TSC_DEADLINE => Completion::Msr(apic.tsc_deadline()),
@@ -42,14 +48,15 @@ pub(crate) fn read(apic: &LocalApic, index: u32) -> Completion {
 }
 
 /// Writes an MSR that the CPU does not keep itself.
-pub(crate) fn write(apic: &LocalApic, index: u32, value: u64) -> Completion {
-    let written = match index {
-        APIC_BASE => apic.set_base(value).is_ok(),
-        TSC_DEADLINE => {
+pub(crate) fn write(apic: Option<&LocalApic>, index: u32, value: u64) -> Completion {
+    let written = match (index, apic) {
+        (_, None) => SILENT.contains(&index),
+        (APIC_BASE, Some(apic)) => apic.set_base(value).is_ok(),
+        (TSC_DEADLINE, Some(apic)) => {
             apic.set_tsc_deadline(value);
             true
         }
-        _ if X2APIC.contains(&index) => apic.write_msr(index, value).is_ok(),
+        (_, Some(apic)) if X2APIC.contains(&index) => apic.write_msr(index, value).is_ok(),
         _ => SILENT.contains(&index),
     };
     if written {

@@ -30,6 +30,7 @@ const BOARD_PROPERTIES: [&str; 4] = ["type", "memory", "kernel", "append"];
 const CHIPS: &[&str] = &[
     "i8259",
     "ioapic",
+    "kvm-ioapic",
     "apic",
     "isa-pit",
     "mc146818rtc",

@@ -110,7 +110,7 @@ pub fn execute(control: &mut Control, line: &str) -> String {
     };
     let mut text = String::new();
     if let Some(chips) = &control.chips {
-        for (pin, high) in chips.irq_tap.take() {
+        for (pin, high) in chips.interrupts.tap.take() {
             let change = if high { "raise" } else { "lower" };
             text.push_str(&format!("IRQ {change} {pin}\n"));
         }
@@ -151,7 +151,7 @@ fn run(control: &mut Control, command: &str, arguments: &[&str]) -> Result<Strin
     match command {
         "endianness" => return Ok("little".to_owned()),
         "irq_intercept_in" => {
-            chips.irq_tap.start();
+            chips.interrupts.tap.start();
             return Ok(String::new());
         }
         "clock_step" | "clock_set" => {

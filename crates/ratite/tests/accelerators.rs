@@ -1,4 +1,5 @@
-//! The same firmware on each accelerator: ports, memory that is none, interrupts through the board's controllers.
+//! The same firmware on each accelerator: ports, memory that is none, interrupts through the board's controllers. The
+//! embedded guest on KVM, with each kind of interrupt controllers in the kernel.
 
 #![allow(
     clippy::unwrap_used,
@@ -6,7 +7,18 @@
     reason = "a test may panic; that is how it fails"
 )]
 
+mod support;
+
 use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use support::machine::Machine;
+use support::{Qmp, new_folder, wait_until};
+
+/// Where KVM's interrupt controllers are: `kernel-irqchip`.
+const IRQCHIPS: [&str; 3] = ["off", "split", "on"];
+const MIB: u64 = 1 << 20;
 
 /// Code at F000:0000, hand-assembled. It reaches the local APIC by a segment of 4 GiB, lets the 8259's output through, counts
 /// three interrupts of the 8254, and ends the machine by the debug exit: its status is all there is to see.
@@ -88,13 +100,161 @@ fn the_software_cpu() {
     check(&run("tcg"));
 }
 
+/// Whether this host is said to have no KVM.
+fn has_no_kvm() -> bool {
+    let none = std::env::var_os("RATITE_NO_KVM").is_some_and(|value| value == "1");
+    if none {
+        eprintln!("skipped: RATITE_NO_KVM=1 says that this host has no /dev/kvm");
+    }
+    none
+}
+
 #[test]
 fn kvm() {
-    if std::env::var_os("RATITE_NO_KVM").is_some_and(|value| value == "1") {
-        eprintln!("skipped: RATITE_NO_KVM=1 says that this host has no /dev/kvm");
+    if has_no_kvm() {
         return;
     }
     check(&run("kvm"));
+    for irqchip in IRQCHIPS {
+        check(&run(&format!("kvm,kernel-irqchip={irqchip}")));
+    }
+}
+
+/// Stops, and gives the guest's ticks, which do not grow while it stands.
+fn ticks_while_stopped(machine: &Machine, qmp: &mut Qmp) -> u64 {
+    qmp.ok("stop", &json!({}));
+    let ticks = machine.tick_page(qmp).ticks();
+    std::thread::sleep(Duration::from_millis(600));
+    assert_eq!(machine.tick_page(qmp).ticks(), ticks);
+    qmp.ok("cont", &json!({}));
+    ticks
+}
+
+fn registers(qmp: &mut Qmp, cpu: u32) -> String {
+    let arguments = json!({"command-line": "info registers", "cpu-index": cpu});
+    let text = qmp.ok("human-monitor-command", &arguments);
+    text.as_str().unwrap().to_owned()
+}
+
+fn reason(qmp: &mut Qmp, event: &str) -> Value {
+    qmp.event(event)["data"]["reason"].clone()
+}
+
+/// A board with a disk and a balloon of these kinds, and two processors.
+fn embedded_guest(accel: &str, board: &str, disk: &str, balloon: &str) -> (Machine, Qmp) {
+    let folder = new_folder();
+    std::fs::write(folder.path().join("disk.img"), vec![0; 1 << 20]).unwrap();
+    let options = [
+        "-accel",
+        accel,
+        "-M",
+        board,
+        "-m",
+        "64",
+        "-smp",
+        "2",
+        "-append",
+        "disk=write",
+        "-drive",
+        "if=none,id=disk,format=raw,file={dir}/disk.img",
+        "-device",
+        &format!("{disk},drive=disk,id=disk0"),
+        "-device",
+        &format!("{balloon},id=balloon0"),
+    ];
+    let mut machine = Machine::start_in(folder, &options);
+    machine.wait_for("Ratite guest: 64 MiB, 2 CPUs, command line 'disk=write'");
+    machine.wait_for("disk: 2048 sectors (1 MiB)");
+    machine.wait_for("balloon: up to 31 MiB");
+    let qmp = machine.qmp();
+    (machine, qmp)
+}
+
+/// Counts, stops and goes on, starts the other processor, takes NMIs and a wish of the balloon.
+fn steer(machine: &mut Machine, qmp: &mut Qmp) {
+    machine.wait_for("tick 4\r\n");
+    machine.wait_for("disk counter 1\r\n");
+    let kvm = qmp.ok("query-kvm", &json!({}));
+    assert_eq!(kvm, json!({"enabled": true, "present": true}));
+    let ticks = ticks_while_stopped(machine, qmp);
+    machine.wait_for(&format!("tick {}\r\n", (ticks / 4 + 2) * 4));
+    machine.type_line("cpus");
+    machine.wait_for("cpu 0: boot CPU, APIC id 0");
+    machine.wait_for("cpu 1: started, APIC id 1");
+    assert_eq!(
+        qmp.ok("query-cpus-fast", &json!({}))
+            .as_array()
+            .unwrap()
+            .len(),
+        2
+    );
+    wait_until("the second processor halts", || {
+        let shown = registers(qmp, 1);
+        shown.contains(" HLT=1") && shown.contains("EFER=0000000000000500")
+    });
+    qmp.ok("inject-nmi", &json!({}));
+    machine.wait_for("NMI");
+    qmp.ok("balloon", &json!({"value": 48 * MIB}));
+    machine.wait_for("balloon: 16 MiB given away");
+    // Interrupts of the serial line, and of whatever else there is, after all that.
+    machine.type_line("nonsense");
+    machine.wait_for("nonsense: not known");
+    machine.wait_for("disk counter");
+}
+
+/// Machines with each kind of controllers, at the same time: most of it is waiting for the guest's seconds.
+fn with_each_irqchip(test: impl Fn(String) + Sync) {
+    if has_no_kvm() {
+        return;
+    }
+    std::thread::scope(|scope| {
+        for irqchip in IRQCHIPS {
+            let test = &test;
+            scope.spawn(move || test(format!("kvm,kernel-irqchip={irqchip}")));
+        }
+    });
+}
+
+#[test]
+fn the_embedded_guest_on_a_pc() {
+    with_each_irqchip(|accel| {
+        let (mut machine, mut qmp) =
+            embedded_guest(&accel, "pc", "virtio-blk-pci", "virtio-balloon-pci");
+        steer(&mut machine, &mut qmp);
+        qmp.ok("system_reset", &json!({}));
+        assert_eq!(reason(&mut qmp, "RESET"), "host-qmp-system-reset");
+        machine.wait_for("Ratite guest: 64 MiB, 2 CPUs");
+        machine.wait_for("disk counter");
+        machine.type_line("cpus");
+        machine.wait_for("cpu 1: started, APIC id 1");
+        for way in ["reboot", "triple"] {
+            machine.type_line(way);
+            assert_eq!(reason(&mut qmp, "RESET"), "guest-reset");
+            machine.wait_for("tick 4\r\n");
+        }
+        qmp.ok("system_powerdown", &json!({}));
+        machine.wait_for("power button");
+        assert_eq!(reason(&mut qmp, "SHUTDOWN"), "guest-shutdown");
+        machine.end();
+        let disk = machine.file("disk.img");
+        assert_eq!(disk[disk.len() - 512..][..8], *b"RATITEDC");
+    });
+}
+
+#[test]
+fn the_embedded_guest_on_a_microvm() {
+    with_each_irqchip(|accel| {
+        let (mut machine, mut qmp) = embedded_guest(
+            &accel,
+            "microvm",
+            "virtio-blk-device",
+            "virtio-balloon-device",
+        );
+        steer(&mut machine, &mut qmp);
+        machine.type_line("poweroff");
+        assert_eq!(reason(&mut qmp, "SHUTDOWN"), "guest-shutdown");
+        machine.end();
+    });
 }
 
 #[test]

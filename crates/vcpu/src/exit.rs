@@ -68,6 +68,9 @@ pub enum Exit {
     InterruptWindow,
     /// Somebody kicked the vCPU.
     Kicked,
+    /// A local APIC that the accelerator keeps has ended the level interrupt with this vector: for
+    /// the board's I/O APIC.
+    EndOfInterrupt(u8),
     /// The guest wrote CR8, the task priority: bits 7:4 of the local APIC's TPR.
     TaskPriority(u8),
 }

@@ -15,11 +15,16 @@
 //!   `run` acknowledges the others. `run` refuses otherwise ([`VcpuError::NotCompleted`]).
 //! * While an exit stands uncompleted the instruction is in flight, and the architectural state
 //!   is that of before it. State is set between exits only ([`VcpuError::InFlight`]).
-//! * The interrupt controllers are the board's. When one has an interrupt for this CPU, the board
-//!   kicks it; on its thread it asks [`Vcpu::can_take_interrupt`], and either injects the vector
-//!   or asks for an [`Exit::InterruptWindow`]. This is how KVM without its own irqchip works too.
+//! * The interrupt controllers are the board's, unless [`Accelerator::irqchip`] says otherwise. When
+//!   one has an interrupt for this CPU, the board kicks it; on its thread it asks
+//!   [`Vcpu::can_take_interrupt`], and either injects the vector or asks for an
+//!   [`Exit::InterruptWindow`]. This is how KVM without its own irqchip works too.
 //! * A guest that halts ([`Exit::Halt`]) has its RIP behind the HLT. The board waits until there
 //!   is something to inject and calls `run` again.
+//! * With a [`KernelIrqchip`], `run` itself waits while the CPU is halted or has not been started
+//!   (there is no [`Exit::Halt`]), and interrupts come to it by the irqchip; only external interrupts
+//!   of a [`KernelIrqchip::Split`] are injected. The CPU's local APIC is part of its state
+//!   ([`VcpuState::local_apic`]).
 //!
 //! # Where a new thing goes
 //!
@@ -29,11 +34,16 @@
 mod cpuid;
 mod dirty;
 mod exit;
+mod irqchip;
 mod state;
 
 pub use cpuid::{CpuidEntry, CpuidTable, MAX_CPUID_ENTRIES};
 pub use dirty::{DirtyLog, DirtyRange};
 pub use exit::{Completion, Exit, MAX_PORT_BYTES, PortBytes};
+pub use irqchip::{
+    APIC_REGISTER_BYTES, Activity, ChipState, FullIrqchip, IOAPIC_INPUTS, ISA_LINES, KernelApics,
+    KernelIrqchip, LocalApicState, Msi, SplitIrqchip,
+};
 pub use state::{
     DescriptorTable, Event, MsrValue, Registers, Segment, SegmentRegister, SystemRegisters,
     VcpuState, XSAVE_AREA_BYTES, XsaveArea,
@@ -82,6 +92,11 @@ pub trait Accelerator: Send + Sync {
     /// # Errors
     /// The host refuses, or the CPUID table asks for what this accelerator cannot do.
     fn create_vcpu(&self, index: u32, cpuid: CpuidTable) -> Result<Box<dyn Vcpu>, VcpuError>;
+
+    /// The interrupt controllers that the accelerator keeps itself; `None` if all are the board's.
+    fn irqchip(&self) -> Option<KernelIrqchip> {
+        None
+    }
 }
 
 /// Makes a running vCPU return from [`Vcpu::run`] with [`Exit::Kicked`]. Cheap to clone, usable

@@ -1,5 +1,7 @@
 //! The architectural state of an x86-64 processor.
 
+use crate::LocalApicState;
+
 /// Bytes of an XSAVE area in standard format with x87, SSE and AVX: 512 + 64 + 256.
 pub const XSAVE_AREA_BYTES: usize = 832;
 
@@ -159,4 +161,7 @@ pub struct VcpuState {
     pub nmi_masked: bool,
     /// Interrupts are held off for one instruction, by STI or MOV SS.
     pub interrupt_shadow: bool,
+    /// The local APIC, if the accelerator keeps it. Without it in a state that is set, the APIC stays as it is and the
+    /// processor runs.
+    pub local_apic: Option<LocalApicState>,
 }

@@ -55,6 +55,7 @@ fn machine(board: &'static Board) -> Machine {
         topology: Topology::of(2),
         cpu_model: "max".to_owned(),
         accelerator: AcceleratorKind::Qtest,
+        kernel_irqchip: None,
         payload: Payload::default(),
         name: None,
         uuid: None,

@@ -92,6 +92,22 @@ pub trait EoiListener: Send + Sync {
     fn end_of_interrupt(&self, vector: u8);
 }
 
+/// Where an I/O APIC's messages go: local APICs, on an [`ApicBus`] or elsewhere.
+pub trait MessageBus: Send + Sync {
+    /// Brings a message to its destinations; one that names nobody is lost.
+    fn deliver(&self, message: &InterruptMessage);
+
+    /// What the I/O APIC's level inputs send, masked ones too, has become this: whoever is not on an [`ApicBus`] needs it
+    /// to tell of the ends of these interrupts.
+    fn set_level_messages(&self, _messages: &[InterruptMessage]) {}
+}
+
+impl MessageBus for ApicBus {
+    fn deliver(&self, message: &InterruptMessage) {
+        ApicBus::deliver(self, message);
+    }
+}
+
 /// The bus. Whoever sits on it leaves it by being dropped.
 #[derive(Default)]
 pub struct ApicBus {

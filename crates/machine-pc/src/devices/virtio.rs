@@ -125,7 +125,7 @@ fn connect_mmio(control: &mut Control, device: Arc<dyn VirtioDevice>) -> Result<
         return Err(QmpError::generic("this machine has no virtio-mmio bus"));
     };
     let gsi = MMIO_FIRST_GSI + u32::try_from(slot).unwrap_or(0);
-    let line = IrqLine::new(chips.ioapic.clone(), gsi);
+    let line = IrqLine::new(chips.interrupts.ioapic.clone(), gsi);
     let function = VirtioMmio::new(device, memory.clone(), line)
         .map_err(|error| QmpError::generic(error.to_string()))?;
     let base = MMIO_START + slot * MMIO_BYTES;

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use vcpu::{DescriptorTable, Segment, VcpuState};
+use vcpu::{Activity, DescriptorTable, Segment, VcpuState};
 
 use crate::control::Control;
 
@@ -27,7 +27,11 @@ const FLAGS: [(u64, char); 7] = [
 pub(super) fn show(control: &mut Control, cpu: i64) -> String {
     let halted = control.is_halted(cpu);
     match control.cpu_state(cpu) {
-        Some(state) => format(&state, cpu, halted),
+        Some(state) => {
+            let apic = state.local_apic.as_ref();
+            let in_run = apic.is_some_and(|apic| apic.activity == Activity::Halted);
+            format(&state, cpu, halted || in_run)
+        }
         None => "no CPU available\r\n".to_owned(),
     }
 }

@@ -3,7 +3,9 @@
 use api::{PanicAction, QmpError, RebootAction, ShutdownAction, WatchdogAction};
 use machine_pc::board::{BOARDS, Board};
 use machine_pc::devices;
-use machine_pc::{AcceleratorKind, Actions, GuestFile, MachineConfig, Payload, RtcBase, Topology};
+use machine_pc::{
+    AcceleratorKind, Actions, GuestFile, IrqchipMode, MachineConfig, Payload, RtcBase, Topology,
+};
 
 use super::options::Given;
 use crate::flat_options::Flat;
@@ -41,6 +43,7 @@ pub(crate) fn read(given: &[Given]) -> Result<Wanted, QmpError> {
         topology: Topology::of(1),
         cpu_model: "max".to_owned(),
         accelerator: AcceleratorKind::Tcg,
+        kernel_irqchip: None,
         payload: Payload::default(),
         name: None,
         uuid: None,
@@ -62,8 +65,7 @@ pub(crate) fn read(given: &[Given]) -> Result<Wanted, QmpError> {
         match *option {
             "machine" | "M" => machine(&mut config, &mut accelerators, text)?,
             "accel" => {
-                let names = text.split(',').next().unwrap_or_default();
-                accelerators.extend(names.split(':').map(str::to_owned));
+                accel(&mut config, &mut accelerators, text)?;
             }
             "enable-kvm" => accelerators.push("kvm".to_owned()),
             "cpu" => config.cpu_model = cpu(text)?,
@@ -178,6 +180,10 @@ fn machine(
     if let Some(accel) = flat.take("accel") {
         accelerators.extend(accel.split(':').map(str::to_owned));
     }
+    // It is KVM's alone: other accelerators take no notice.
+    if let Some(mode) = flat.take("kernel-irqchip") {
+        config.kernel_irqchip = Some(kernel_irqchip(&mode)?);
+    }
     // Switches of what this board does not have may be off.
     for switch in [
         "usb",
@@ -198,6 +204,37 @@ fn machine(
         flat.switch(switch)?;
     }
     flat.end()
+}
+
+fn accel(
+    config: &mut MachineConfig,
+    accelerators: &mut Vec<String>,
+    text: &str,
+) -> Result<(), QmpError> {
+    // Other properties of accelerators are hints.
+    let mut flat = Flat::parse(text, "accel")?;
+    let names = flat.take("accel").unwrap_or_default();
+    if let Some(mode) = flat.take("kernel-irqchip") {
+        if !names.split(':').any(|name| name == "kvm") {
+            let why = format!("Property '{names}-accel.kernel-irqchip' not found");
+            return Err(wrong("accel", text, &why));
+        }
+        let mode = kernel_irqchip(&mode);
+        config.kernel_irqchip = Some(mode.map_err(|error| wrong("accel", text, &error.desc))?);
+    }
+    accelerators.extend(names.split(':').map(str::to_owned));
+    Ok(())
+}
+
+fn kernel_irqchip(mode: &str) -> Result<IrqchipMode, QmpError> {
+    match mode {
+        "on" => Ok(IrqchipMode::On),
+        "split" => Ok(IrqchipMode::Split),
+        "off" => Ok(IrqchipMode::Off),
+        other => Err(QmpError::generic(format!(
+            "Parameter 'kernel-irqchip' does not accept value '{other}'"
+        ))),
+    }
 }
 
 /// The first of those asked for that this host has, and why not those before it.
@@ -455,6 +492,43 @@ mod tests {
         assert_eq!(choose("hvf").unwrap_err().desc, "invalid accelerator hvf");
         // Whatever this host has, one of them is chosen.
         assert!(choose("kvm:tcg").is_ok());
+    }
+
+    #[test]
+    fn interrupt_controllers_of_the_kernel() {
+        let given = |option: &'static str, text: &str| {
+            let given = [Given {
+                option,
+                text: text.into(),
+            }];
+            match read(&given)? {
+                Wanted::Machine(machine) => Ok(machine.config.kernel_irqchip),
+                Wanted::Help(text) => panic!("{text}"),
+            }
+        };
+        assert_eq!(given("machine", "pc").unwrap(), None);
+        for (mode, expected) in [
+            ("on", IrqchipMode::On),
+            ("split", IrqchipMode::Split),
+            ("off", IrqchipMode::Off),
+        ] {
+            for (option, text) in [
+                ("machine", format!("pc,kernel-irqchip={mode}")),
+                ("accel", format!("kvm:tcg,kernel-irqchip={mode}")),
+            ] {
+                assert_eq!(given(option, &text).unwrap(), Some(expected));
+            }
+        }
+        let desc = |option, text| given(option, text).map_err(|error: QmpError| error.desc);
+        assert_eq!(
+            desc("accel", "kvm,kernel-irqchip=bogus").unwrap_err(),
+            "-accel kvm,kernel-irqchip=bogus: Parameter 'kernel-irqchip' does not accept value 'bogus'"
+        );
+        assert_eq!(
+            desc("accel", "tcg,kernel-irqchip=on").unwrap_err(),
+            "-accel tcg,kernel-irqchip=on: Property 'tcg-accel.kernel-irqchip' not found"
+        );
+        assert!(desc("machine", "pc,kernel-irqchip=bogus").is_err());
     }
 
     #[test]
