@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Poll, Waker};
 
+use api::BlockDeviceIoStatus;
 use host_io::{IoBuf, IoBytes};
 use parking_lot::Mutex;
 
@@ -60,8 +61,11 @@ pub trait Frontend: Send + Sync + 'static {
     /// The name that clients of old know it by (`-drive id=`); empty if it has none.
     fn device_name(&self) -> String;
 
-    /// Whether requests have failed and the machine was stopped for it.
-    fn has_failed(&self) -> bool;
+    /// Whether requests have failed so that the machine was stopped, and for want of room.
+    fn io_status(&self) -> BlockDeviceIoStatus;
+
+    /// The machine goes on: what has failed is tried again.
+    fn reset_io_status(&self);
 
     /// The node has another length now.
     fn length_changed(&self);

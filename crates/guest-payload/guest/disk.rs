@@ -11,7 +11,14 @@ const MAGIC: [u8; 8] = *b"RATITEDC";
 const SECTORS_A_MIB: u64 = 2048;
 
 #[repr(C, align(512))]
-struct Sector([u8; 512]);
+pub struct Sector(pub [u8; 512]);
+
+/// What is done with a sector.
+#[derive(Clone, Copy)]
+pub enum Operation {
+    Read,
+    Write,
+}
 
 #[repr(C)]
 struct Header {
@@ -68,6 +75,20 @@ impl Disk {
             0 => Ok(()),
             other => Err(other),
         }
+    }
+
+    /// Reads or writes a sector.
+    pub fn do_sector(
+        &mut self,
+        operation: Operation,
+        number: u64,
+        sector: &mut Sector,
+    ) -> Result<(), u8> {
+        let kind = match operation {
+            Operation::Read => READ,
+            Operation::Write => WRITE,
+        };
+        self.transfer(kind, number, sector)
     }
 
     pub fn describe(&mut self) {

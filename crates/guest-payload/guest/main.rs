@@ -7,7 +7,7 @@
 //! | `start_info`, `acpi` | what the machine says about itself |
 //! | `interrupts` | the timer, the serial line and the power button wake the guest |
 //! | `serial`, `shell` | what it says and what it is told |
-//! | `pci`, `virtio`, `disk`, `balloon`, `entropy`, `ports`, `watchdog` | devices |
+//! | `pci`, `virtio`, `disk`, `ide`, `balloon`, `entropy`, `ports`, `watchdog` | devices |
 //! | `processors` | the other CPUs |
 //!
 //! Everything runs on the boot CPU, with interrupts off but for the moment in which it waits; the
@@ -22,6 +22,7 @@ mod cpu;
 mod disk;
 mod entropy;
 mod entry;
+mod ide;
 mod interrupts;
 mod memory_functions;
 mod pci;

@@ -1,8 +1,9 @@
 //! Commands on the serial line.
 
+use crate::disk::{Operation, Sector};
 use crate::serial::{self, say};
 use crate::watchdog::Watchdog;
-use crate::{Guest, cpu, interrupts, processors};
+use crate::{Guest, cpu, ide, interrupts, processors};
 
 const MAX_LINE: usize = 80;
 const PVPANIC_PORT: u16 = 0x505;
@@ -67,7 +68,9 @@ impl Shell {
 pub fn obey(guest: &mut Guest, line: &Line) {
     match line.text() {
         "" => {}
-        "help" => say!("help reboot poweroff panic sleep triple halt spin cpus disk mem watchdog starve"),
+        "help" => say!(
+            "help reboot poweroff panic sleep triple halt spin cpus disk mem watchdog starve read write"
+        ),
         "reboot" => guest.acpi.reset(),
         "poweroff" => {
             guest.acpi.power_off();
@@ -114,7 +117,40 @@ pub fn obey(guest: &mut Guest, line: &Line) {
                 watchdog.starve();
             }
         }
-        other => say!("{other}: not known; try help"),
+        line => {
+            let mut words = line.split_whitespace();
+            let sector = match (words.next(), words.next(), words.next()) {
+                (Some("read"), Some(disk), Some(number)) => Some((Operation::Read, disk, number)),
+                (Some("write"), Some(disk), Some(number)) => Some((Operation::Write, disk, number)),
+                _ => None,
+            };
+            match sector.map(|(operation, disk, number)| (operation, disk, number.parse())) {
+                Some((operation, disk, Ok(number))) => do_sector(guest, operation, disk, number),
+                _ => say!("{line}: not known; try help"),
+            }
+        }
+    }
+}
+
+/// `read` and `write` of a sector; what is written is the sector's number in each of its bytes.
+fn do_sector(guest: &mut Guest, operation: Operation, disk: &str, number: u64) {
+    let mut sector = Sector([0; 512]);
+    let name = match operation {
+        Operation::Read => "read",
+        Operation::Write => {
+            sector.0 = [number as u8; 512];
+            "write"
+        }
+    };
+    let done = match (disk, &mut guest.disk) {
+        ("virtio", Some(disk)) => Some(disk.do_sector(operation, number, &mut sector)),
+        ("ide", _) => ide::transfer(operation, number, &mut sector),
+        _ => None,
+    };
+    match done {
+        None => say!("{name} {disk} {number}: no such disk"),
+        Some(Err(code)) => say!("{name} {disk} {number}: failed, {code}"),
+        Some(Ok(())) => say!("{name} {disk} {number}: done, {:02x?}", &sector.0[..4]),
     }
 }
 

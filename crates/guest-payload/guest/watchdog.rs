@@ -13,7 +13,7 @@ const ENABLED: u8 = 2;
 const RELOAD_REGISTER: u64 = 0xc;
 const RELOAD: u16 = 1 << 8;
 /// The length of each of its two stages, in units of 2^15 clocks at 33 MHz, about 1 ms.
-const STAGE: u32 = 400;
+const STAGE: u32 = 1000;
 
 pub struct Watchdog {
     registers: u64,

@@ -47,8 +47,9 @@
 //! | `cpus` | starts the other CPUs, each of which prints a line and halts |
 //! | `disk` | looks at the disk again, also at its size |
 //! | `mem` | prints the memory map |
-//! | `watchdog` | starts an i6300esb with about 0.8 s of patience, and feeds it |
+//! | `watchdog` | starts an i6300esb with about 2 s of patience, and feeds it |
 //! | `starve` | feeds it no more |
+//! | `read DISK N`, `write DISK N` | does it with a sector of the disk `virtio` or `ide` (the first drive, by PIO); prints the first bytes, or the device's status if it failed |
 //!
 //! It finds modern virtio devices (block, balloon, entropy, console; the first of each, and four
 //! ports of the console) on

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use api::{CommandTable, QmpError};
 use monitor::Caller;
 
+pub(crate) use machine::NO_UUID;
 pub(crate) use pci::query as query_pci;
 
 use crate::control::Control;
@@ -31,7 +32,7 @@ impl From<MachineError> for QmpError {
 }
 
 impl MachineHandlers {
-    async fn ask<T: Send + 'static>(
+    pub(crate) async fn ask<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Control) -> T + Send + 'static,
     ) -> Result<T, QmpError> {

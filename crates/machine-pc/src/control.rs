@@ -254,6 +254,11 @@ impl Control {
         if self.state.is_live() {
             return Ok(());
         }
+        for backend in self.services.graph.backends() {
+            if let Some(frontend) = backend.frontend() {
+                frontend.reset_io_status();
+            }
+        }
         if self.asleep {
             self.sleep_on();
             events::resume(&*self.events);

@@ -50,6 +50,7 @@ pub use config::{AcceleratorKind, MachineConfig, Payload, RtcBase, Topology};
 pub use control::{Control, Pausable, ShutdownCause};
 pub use error::MachineError;
 pub use guest_file::GuestFile;
+pub use hmp::human_commands;
 pub use machine::{ExitStatus, Machine};
 pub use qom::register_types;
 pub use run_state::{Actions, IllegalTransition, RunState};

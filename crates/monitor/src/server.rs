@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use crate::caller::Caller;
 use crate::client::Client;
 use crate::events::EventBus;
+use crate::human::{self, HumanCommands};
 
 /// The most clients that all monitors of a program serve at a time.
 pub const MAX_CLIENTS: usize = 1024;
@@ -36,6 +37,8 @@ pub struct MonitorOptions {
 /// The monitors of one daemon or machine.
 pub struct MonitorServer {
     shared: Arc<Shared>,
+    /// What people see first.
+    banner: String,
     clients: Mutex<JoinSet<()>>,
     closing: watch::Sender<bool>,
     runtime: tokio::runtime::Handle,
@@ -49,6 +52,11 @@ impl MonitorServer {
         version: &VersionInfo,
         runtime: tokio::runtime::Handle,
     ) -> Arc<Self> {
+        let number = &version.qemu;
+        let banner = format!(
+            "QEMU {}.{}.{} monitor - type 'help' for more information",
+            number.major, number.minor, number.micro
+        );
         let version = api::ToQapi::to_qapi(version);
         let (closing, _) = watch::channel(false);
         Arc::new(Self {
@@ -57,6 +65,7 @@ impl MonitorServer {
                 events,
                 version,
             }),
+            banner,
             clients: Mutex::default(),
             closing,
             runtime,
@@ -65,19 +74,38 @@ impl MonitorServer {
 
     /// Serves every connection of a chardev, each as a client of its own, as long as the server
     /// lives.
-    pub fn serve_chardev(self: &Arc<Self>, mut claim: ChardevClaim, options: &MonitorOptions) {
-        let server = Arc::clone(self);
+    pub fn serve_chardev(self: &Arc<Self>, claim: ChardevClaim, options: &MonitorOptions) {
         let style = if options.pretty {
             Style::Pretty
         } else {
             Style::Compact
         };
+        self.serve_connections(claim, move |server, stream| {
+            server.serve_stream(stream, style);
+        });
+    }
+
+    /// Serves every connection of a chardev, each as a person of its own, as long as the server lives.
+    pub fn serve_people(self: &Arc<Self>, claim: ChardevClaim, commands: Arc<dyn HumanCommands>) {
+        self.serve_connections(claim, move |server, stream| {
+            let (commands, banner) = (Arc::clone(&commands), server.banner.clone());
+            let closing = server.closing.subscribe();
+            server.add_client(human::serve(stream, commands, banner, closing));
+        });
+    }
+
+    fn serve_connections(
+        self: &Arc<Self>,
+        mut claim: ChardevClaim,
+        serve: impl Fn(&Self, Box<dyn ByteStream>) + Send + 'static,
+    ) {
+        let server = Arc::clone(self);
         let mut closing = self.closing.subscribe();
         self.runtime.spawn(async move {
             while let Some(connections) = claim.connections() {
                 tokio::select! {
                     connection = connections.recv() => match connection {
-                        Some(stream) => server.serve_stream(stream, style),
+                        Some(stream) => serve(&server, stream),
                         // There will be no more, but the chardev stays this monitor's.
                         None => break,
                     },
@@ -92,6 +120,11 @@ impl MonitorServer {
 
     /// Serves one client.
     pub fn serve_stream(&self, stream: Box<dyn ByteStream>, style: Style) {
+        let client = Client::new(Arc::clone(&self.shared), stream, style);
+        self.add_client(client.serve(self.closing.subscribe()));
+    }
+
+    fn add_client(&self, serving: impl Future<Output = ()> + Send + 'static) {
         let mut clients = self.clients.lock();
         // Those that have gone make room.
         while clients.try_join_next().is_some() {}
@@ -99,8 +132,7 @@ impl MonitorServer {
             tracing::warn!("{MAX_CLIENTS} clients are connected; another one is turned away");
             return;
         }
-        let client = Client::new(Arc::clone(&self.shared), stream, style);
-        clients.spawn_on(client.serve(self.closing.subscribe()), &self.runtime);
+        clients.spawn_on(serving, &self.runtime);
     }
 
     /// Says farewell to all clients: commands under way end, their replies are sent.

@@ -435,7 +435,7 @@ fn a_panic_leads_to_what_its_action_says() {
 }
 
 /// Longer than the watchdog's two stages.
-const WATCHDOG_PATIENCE: Duration = Duration::from_millis(1200);
+const WATCHDOG_PATIENCE: Duration = Duration::from_millis(2500);
 
 /// What follows the WATCHDOG event of each action.
 fn check_watchdog(machine: &mut Machine, qmp: &mut Qmp, action: &str) {
@@ -1092,6 +1092,92 @@ fn the_monitor_for_people() {
     }
     assert_eq!(hmp(&mut qmp, "nosuch"), "unknown command: 'nosuch'\r\n");
     machine.quit();
+}
+
+#[test]
+fn people_look_at_disks_and_into_them() {
+    let folder = new_folder();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let (base, overlay, cd) = (path("base.qcow2"), path("over.qcow2"), path("cd.iso"));
+    create_image(Path::new(&base), "qcow2", "", "1M");
+    qemu_io("qcow2", &base, &["write -P 0x41 0 64k"]);
+    let create = ["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", &base];
+    qemu_img(&[&create[..], &[&overlay]].concat());
+    std::fs::write(&cd, vec![0; 64 << 10]).unwrap();
+    let options = [
+        "-drive",
+        "if=none,id=d0,format=qcow2,file={dir}/over.qcow2,cache=none",
+        "-device",
+        "virtio-blk-pci,drive=d0,id=disk0",
+        "-drive",
+        "if=none,id=cd0,format=raw,readonly=on,file={dir}/cd.iso",
+        "-device",
+        "ide-cd,drive=cd0,id=cd",
+    ];
+    let mut machine = Machine::start_in(folder, &options);
+    machine.wait_for("disk: 2048 sectors (1 MiB), sector 0 begins [41, 41, 41, 41");
+    let mut qmp = machine.qmp();
+    let disk = format!(
+        "d0 (drive-d0): {overlay} (qcow2)\r\n    \
+             Attached to:      disk0\r\n    \
+             Cache mode:       writeback, direct\r\n    \
+             Backing file:     {base} (chain depth: 1)\r\n"
+    );
+    let cd = format!(
+        "cd0 (drive-cd0): {cd} (raw, read-only)\r\n    \
+             Attached to:      cd\r\n    \
+             Cache mode:       writeback\r\n"
+    );
+    assert_eq!(hmp(&mut qmp, "info block"), format!("{disk}\r\n{cd}"));
+    for name in ["d0", "disk0"] {
+        assert_eq!(hmp(&mut qmp, &format!("info block {name}")), disk);
+    }
+    assert_eq!(hmp(&mut qmp, "info block nosuch"), "");
+    let mut io = |device: &str, command: &str, expected: &str| {
+        let line = format!("qemu-io {device} \"{command}\"");
+        assert_eq!(hmp(&mut qmp, &line), expected, "{line}");
+    };
+    let failed = "Pattern verification failed at offset 0, 512 bytes\r\n";
+    let read = "read 512/512 bytes at offset 0\r\n";
+    io(
+        "d0",
+        "read -P 0x41 0 64k",
+        "read 65536/65536 bytes at offset 0\r\n",
+    );
+    io(
+        "d0",
+        "write -P 0x55 0 512",
+        "wrote 512/512 bytes at offset 0\r\n",
+    );
+    io("-d disk0", "read -P 0x55 0 512", read);
+    io("drive-d0", "read -P 85 0 512", read);
+    io("d0", "read -P 0x41 0 512", &format!("{failed}{read}"));
+    io(
+        "d0",
+        "discard 512k 64k",
+        "discard 65536/65536 bytes at offset 524288\r\n",
+    );
+    io("d0", "flush", "");
+    io("d0", "", "");
+    io("d0", "nosuch", "command \"nosuch\" not found\r\n");
+    io(
+        "d0",
+        "read 0",
+        "bad argument count 1 to read, expected 2 arguments\r\n",
+    );
+    io(
+        "cd0",
+        "write 0 512",
+        "write failed: write: the node is read-only\r\n",
+    );
+    let nobody = "Error: Cannot find device='' nor node-name='nosuch'\r\n";
+    io("nosuch", "read 0 512", nobody);
+    // The guest reads what was written from outside.
+    machine.type_line("disk");
+    machine.wait_for("sector 0 begins [55, 55, 55, 55, 55, 55, 55, 55]");
+    machine.quit();
+    let parts = ["read -P 0x55 0 512", "read -P 0x41 512 65024"];
+    qemu_io("qcow2", &overlay, &parts);
 }
 
 #[test]

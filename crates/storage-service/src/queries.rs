@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use api::{
-    BlockCoreCommands, BlockDeviceInfo, BlockDeviceIoStatus, BlockDeviceStats, BlockInfo,
-    BlockPermission, BlockResizeArgs, BlockStats, BlockdevCacheInfo, BlockdevDetectZeroesOptions,
-    ImageInfo, QmpError, QueryBlockstatsArgs, QueryNamedBlockNodesArgs, XDbgBlockGraph,
-    XDbgBlockGraphEdge, XDbgBlockGraphNode, XDbgBlockGraphNodeType,
+    BlockCoreCommands, BlockDeviceInfo, BlockDeviceStats, BlockInfo, BlockPermission,
+    BlockResizeArgs, BlockStats, BlockdevCacheInfo, BlockdevDetectZeroesOptions, ImageInfo,
+    QmpError, QueryBlockstatsArgs, QueryNamedBlockNodesArgs, XDbgBlockGraph, XDbgBlockGraphEdge,
+    XDbgBlockGraphNode, XDbgBlockGraphNodeType,
 };
 use block_graph::{
     BlockBackend, DetectZeroes, DriverInfo, Edge, Node, OperationStats, Permission, stored_path,
@@ -147,10 +147,6 @@ fn node_stats(node: &Node, backends: &[Arc<BlockBackend>]) -> BlockStats {
 /// A machine's device with its disk.
 fn block_info(backend: &Arc<BlockBackend>) -> Option<BlockInfo> {
     let frontend = backend.frontend()?;
-    let status = match frontend.has_failed() {
-        true => BlockDeviceIoStatus::Failed,
-        false => BlockDeviceIoStatus::Ok,
-    };
     Some(BlockInfo {
         device: frontend.device_name(),
         qdev: Some(frontend.qdev()),
@@ -159,7 +155,7 @@ fn block_info(backend: &Arc<BlockBackend>) -> Option<BlockInfo> {
         locked: false,
         inserted: Some(device_info(&backend.edge().node(), false)),
         tray_open: None,
-        io_status: Some(status),
+        io_status: Some(frontend.io_status()),
     })
 }
 

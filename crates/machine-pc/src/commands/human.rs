@@ -33,7 +33,6 @@ impl MiscCommands<Caller> for MachineHandlers {
         arguments: HumanMonitorCommandArgs,
     ) -> Result<String, QmpError> {
         let cpu = arguments.cpu_index.unwrap_or(0);
-        self.ask(move |control| hmp::run(control, &arguments.command_line, cpu))
-            .await?
+        hmp::run(self, &arguments.command_line, cpu).await
     }
 }

@@ -15,7 +15,7 @@ use crate::config::Topology;
 use crate::cpu_thread::CpuShared;
 
 /// The UUID of a machine that was given none.
-const NO_UUID: &str = "00000000-0000-0000-0000-000000000000";
+pub(crate) const NO_UUID: &str = "00000000-0000-0000-0000-000000000000";
 
 fn machine_info(board: &Board) -> MachineInfo {
     MachineInfo {

@@ -1,14 +1,14 @@
 //! Disks over nodes of the block graph.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
-use api::{BlockErrorAction, BlockdevOnError, QmpError};
+use api::{BlockDeviceIoStatus, BlockErrorAction, BlockdevOnError, QmpError};
 use block_graph::{
     BlockBackend, BlockErrorSink, BlockIoError, Frontend, Graph, Permission, Permissions,
 };
 use dev_virtio::{BlkOptions, VirtioBlk};
 use host_io::ExecutorHandle;
+use parking_lot::Mutex;
 
 use super::properties::{PropertySpec, property};
 use super::{BusKind, DeviceKind, Made, Properties, virtio};
@@ -88,7 +88,7 @@ pub(super) struct DiskIdentity {
     qdev: String,
     qom_path: String,
     drive: String,
-    failed: AtomicBool,
+    io_status: Mutex<BlockDeviceIoStatus>,
     requests: Arc<Requests>,
 }
 
@@ -103,7 +103,7 @@ impl DiskIdentity {
             } else {
                 String::new()
             },
-            failed: AtomicBool::new(false),
+            io_status: Mutex::new(BlockDeviceIoStatus::Ok),
             requests: Arc::clone(&control.requests),
         })
     }
@@ -120,16 +120,27 @@ impl DiskIdentity {
         &self.drive
     }
 
-    /// Whether the machine was stopped for an error of it.
-    pub(super) fn has_failed(&self) -> bool {
-        self.failed.load(Ordering::Relaxed)
+    /// Whether the machine was stopped for an error of it, and which.
+    pub(super) fn io_status(&self) -> BlockDeviceIoStatus {
+        *self.io_status.lock()
+    }
+
+    /// The machine goes on.
+    pub(super) fn reset_io_status(&self) {
+        *self.io_status.lock() = BlockDeviceIoStatus::Ok;
     }
 }
 
 impl BlockErrorSink for DiskIdentity {
     fn block_io_error(&self, error: &BlockIoError) {
         if error.action == BlockErrorAction::Stop {
-            self.failed.store(true, Ordering::Relaxed);
+            // The first error counts.
+            let mut status = self.io_status.lock();
+            *status = match (*status, error.no_space) {
+                (BlockDeviceIoStatus::Ok, true) => BlockDeviceIoStatus::Nospace,
+                (BlockDeviceIoStatus::Ok, false) => BlockDeviceIoStatus::Failed,
+                (known, _) => known,
+            };
         }
         self.requests.note_io_error(IoErrorNote {
             qom_path: self.qom_path.clone(),
@@ -154,8 +165,12 @@ impl Frontend for BlkFrontend {
         self.identity.drive().to_owned()
     }
 
-    fn has_failed(&self) -> bool {
-        self.identity.has_failed()
+    fn io_status(&self) -> BlockDeviceIoStatus {
+        self.identity.io_status()
+    }
+
+    fn reset_io_status(&self) {
+        self.identity.reset_io_status();
     }
 
     fn length_changed(&self) {

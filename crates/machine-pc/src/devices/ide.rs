@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use api::QmpError;
+use api::{BlockDeviceIoStatus, QmpError};
 use block_graph::{BlockBackend, Frontend};
 use dev_storage::{DriveEvents, DriveKind, DriveOptions, IdePlace};
 
@@ -78,8 +78,12 @@ impl Frontend for IdeFrontend {
         self.0.drive().to_owned()
     }
 
-    fn has_failed(&self) -> bool {
-        self.0.has_failed()
+    fn io_status(&self) -> BlockDeviceIoStatus {
+        self.0.io_status()
+    }
+
+    fn reset_io_status(&self) {
+        self.0.reset_io_status();
     }
 
     fn length_changed(&self) {}

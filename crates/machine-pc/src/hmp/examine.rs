@@ -2,8 +2,10 @@
 
 use std::fmt::Write;
 
+use api::QmpError;
 use guest_memory::GuestPhysAddr;
 
+use super::{Answer, Complaint};
 use crate::control::Control;
 use crate::guest_paging;
 
@@ -20,7 +22,7 @@ struct Format {
 }
 
 /// `/COUNT LETTER SIZE`, each optional: 1, x, w.
-fn parse_format(text: &str) -> Result<Format, String> {
+fn parse_format(text: &str) -> Result<Format, Complaint> {
     let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
     let (count, letters) = text.split_at(digits);
     let count = count.parse().unwrap_or(1);
@@ -37,11 +39,11 @@ fn parse_format(text: &str) -> Result<Format, String> {
             'g' | 'L' => format.bytes = 8,
             'x' | 'd' | 'u' | 'o' => format.letter = letter,
             'c' => (format.letter, format.bytes) = ('c', 1),
-            other => return Err(format!("invalid char in format: '{other}'\r\n")),
+            other => return Err(wrong(&format!("invalid char in format: '{other}'"))),
         }
     }
     if format.count > MAX_ITEMS {
-        return Err(format!("at most {MAX_ITEMS} items are shown\r\n"));
+        return Err(wrong(&format!("at most {MAX_ITEMS} items are shown")));
     }
     Ok(format)
 }
@@ -66,16 +68,17 @@ fn item(bytes: &[u8], letter: char) -> String {
 }
 
 /// A number, or `$REGISTER` and a number added to it.
-fn address(control: &mut Control, text: &str, cpu: i64) -> Result<u64, String> {
+fn address(control: &mut Control, text: &str, cpu: i64) -> Result<u64, Complaint> {
     let number = |text: &str| match text.strip_prefix("0x") {
         Some(digits) => u64::from_str_radix(digits, 16).ok(),
         None => text.parse().ok(),
     };
     let Some(register) = text.strip_prefix('$') else {
-        return number(text).ok_or_else(|| format!("invalid expression '{text}'\r\n"));
+        return number(text).ok_or_else(|| wrong(&format!("invalid expression '{text}'")));
     };
     let (name, add) = register.split_once('+').unwrap_or((register, "0"));
-    let state = control.cpu_state(cpu).ok_or("no CPU available\r\n")?;
+    let state = control.cpu_state(cpu);
+    let state = state.ok_or_else(|| QmpError::generic("No CPU available"))?;
     let general = [
         "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12",
         "r13", "r14", "r15",
@@ -88,7 +91,7 @@ fn address(control: &mut Control, text: &str, cpu: i64) -> Result<u64, String> {
     };
     match (value, number(add)) {
         (Some(value), Some(add)) => Ok(value.wrapping_add(add)),
-        _ => Err("unknown register\r\n".to_owned()),
+        _ => Err(wrong("unknown register")),
     }
 }
 
@@ -102,58 +105,69 @@ fn dump(start: u64, format: Format, read: impl Fn(u64, &mut [u8]) -> bool) -> St
         }
         let mut bytes = vec![0; format.bytes];
         if !read(at, &mut bytes) {
-            let _ = write!(text, " Cannot access memory\r\n");
+            text.push_str(" Cannot access memory\n");
             return text;
         }
         let _ = write!(text, " {}", item(&bytes, format.letter));
         at = at.wrapping_add(format.bytes as u64);
         if index % per_line == per_line - 1 || index + 1 == format.count {
-            text.push_str("\r\n");
+            text.push('\n');
         }
     }
     text
 }
 
-fn arguments(control: &mut Control, rest: &str, cpu: i64) -> Result<(u64, Format), String> {
-    let (format, place) = match rest.strip_prefix('/') {
-        Some(rest) => rest.split_once(' ').ok_or("an address is expected\r\n")?,
-        None => ("", rest),
+fn arguments(
+    control: &mut Control,
+    words: &[String],
+    cpu: i64,
+) -> Result<(u64, Format), Complaint> {
+    let (format, place) = match words {
+        [first, rest @ ..] => match first.strip_prefix('/') {
+            Some(format) => (format, rest),
+            None => ("", words),
+        },
+        [] => ("", words),
     };
     let format = parse_format(format)?;
-    Ok((address(control, place.trim(), cpu)?, format))
+    match place {
+        [place] => Ok((address(control, place, cpu)?, format)),
+        [] => Err(wrong("unexpected end of expression")),
+        [..] => {
+            let many = "extraneous characters at the end of line";
+            Err(Complaint::Written(many.to_owned()))
+        }
+    }
+}
+
+fn wrong(words: &str) -> Complaint {
+    Complaint::Expression(words.to_owned())
 }
 
 /// `xp`.
-pub(super) fn physical(control: &mut Control, rest: &str, cpu: i64) -> String {
-    let (start, format) = match arguments(control, rest, cpu) {
-        Ok(arguments) => arguments,
-        Err(complaint) => return complaint,
-    };
-    let Some(memory) = control.memory.clone() else {
-        return "this machine has no memory\r\n".to_owned();
-    };
-    dump(start, format, |at, bytes| {
+pub(super) fn physical(control: &mut Control, words: &[String], cpu: i64) -> Answer {
+    let (start, format) = arguments(control, words, cpu)?;
+    let memory = control.memory.clone();
+    let memory = memory.ok_or_else(|| QmpError::generic("this machine has no memory"))?;
+    Ok(dump(start, format, |at, bytes| {
         memory.read(GuestPhysAddr(at), bytes).is_ok()
-    })
+    }))
 }
 
 /// `x`.
-pub(super) fn linear(control: &mut Control, rest: &str, cpu: i64) -> String {
-    let (start, format) = match arguments(control, rest, cpu) {
-        Ok(arguments) => arguments,
-        Err(complaint) => return complaint,
-    };
+pub(super) fn linear(control: &mut Control, words: &[String], cpu: i64) -> Answer {
+    let (start, format) = arguments(control, words, cpu)?;
     let (Some(memory), Some(state)) = (control.memory.clone(), control.cpu_state(cpu)) else {
-        return "no CPU available\r\n".to_owned();
+        return Err(QmpError::generic("No CPU available").into());
     };
-    dump(start, format, |at, bytes| {
+    Ok(dump(start, format, |at, bytes| {
         // Byte by byte, since an item may lie across two pages.
         bytes.iter_mut().zip(0..).all(|(byte, offset)| {
             let physical = guest_paging::translate(&memory, &state, at.wrapping_add(offset));
             let one = std::slice::from_mut(byte);
             physical.is_some_and(|physical| memory.read(physical, one).is_ok())
         })
-    })
+    }))
 }
 
 #[cfg(test)]
@@ -167,9 +181,9 @@ mod tests {
             letter,
             bytes,
         };
-        assert_eq!(parse_format(""), Ok(format(1, 'x', 4)));
-        assert_eq!(parse_format("4xg"), Ok(format(4, 'x', 8)));
-        assert_eq!(parse_format("8c"), Ok(format(8, 'c', 1)));
+        assert_eq!(parse_format("").unwrap(), format(1, 'x', 4));
+        assert_eq!(parse_format("4xg").unwrap(), format(4, 'x', 8));
+        assert_eq!(parse_format("8c").unwrap(), format(8, 'c', 1));
         assert!(parse_format("1q").is_err());
         assert!(parse_format("9999999x").is_err());
     }
@@ -183,13 +197,13 @@ mod tests {
             at < 0x20
         };
         let format = parse_format("5xw").unwrap();
-        let expected = "0000000000000000: 0x03020100 0x07060504 0x0b0a0908 0x0f0e0d0c\r\n\
-                        0000000000000010: 0x13121110\r\n";
+        let expected = "0000000000000000: 0x03020100 0x07060504 0x0b0a0908 0x0f0e0d0c\n\
+                        0000000000000010: 0x13121110\n";
         assert_eq!(dump(0, format, read), expected);
         let chars = dump(0x1e, parse_format("3c").unwrap(), read);
         assert_eq!(
             chars,
-            "000000000000001e: '\\x1e' '\\x1f' Cannot access memory\r\n"
+            "000000000000001e: '\\x1e' '\\x1f' Cannot access memory\n"
         );
         assert_eq!(item(&[0xff, 0xff], 'd'), "-1");
     }

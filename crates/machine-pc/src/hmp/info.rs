@@ -3,62 +3,231 @@
 use std::fmt::Write;
 
 use guest_memory::RegionKind;
+use monitor::version_info;
 
-use super::{block, registers};
-use crate::commands::query_pci;
+use super::{Answer, block, put, registers};
+use crate::commands::{NO_UUID, query_pci};
 use crate::control::Control;
 
-/// A subcommand of `info`.
+const MIB: i64 = 1 << 20;
+
+/// A subject of `info`.
 struct Subject {
     name: &'static str,
+    arguments: &'static str,
     help: &'static str,
-    show: fn(&mut Control, i64) -> String,
+    /// With the words behind its name, and the processor that is looked at.
+    show: fn(&mut Control, &[String], i64) -> Answer,
 }
 
 const SUBJECTS: &[Subject] = &[
     Subject {
+        name: "balloon",
+        arguments: "",
+        help: "show balloon information",
+        show: |control, _, _| balloon(control),
+    },
+    Subject {
         name: "block",
-        help: "show info of block devices",
-        show: |control, _| block::info(control),
+        arguments: "[device]",
+        help: "show info of one block device or all block devices",
+        show: |control, words, _| Ok(block::info(control, words)),
+    },
+    Subject {
+        name: "chardev",
+        arguments: "",
+        help: "show the character devices",
+        show: |control, _, _| Ok(chardev(control)),
+    },
+    Subject {
+        name: "cpus",
+        arguments: "",
+        help: "show infos for each CPU",
+        show: |control, _, cpu| Ok(cpus(control, cpu)),
+    },
+    Subject {
+        name: "iothreads",
+        arguments: "",
+        help: "show iothreads",
+        show: |control, _, _| Ok(iothreads(control)),
+    },
+    Subject {
+        name: "kvm",
+        arguments: "",
+        help: "show KVM information",
+        show: |control, _, _| Ok(kvm(control)),
     },
     Subject {
         name: "mtree",
+        arguments: "",
         help: "show memory tree",
-        show: |control, _| mtree(control),
+        show: |control, _, _| Ok(mtree(control)),
+    },
+    Subject {
+        name: "name",
+        arguments: "",
+        help: "show the current VM name",
+        show: |control, _, _| Ok(name(control)),
     },
     Subject {
         name: "pci",
+        arguments: "",
         help: "show PCI info",
-        show: |control, _| pci(control),
+        show: |control, _, _| Ok(pci(control)),
     },
     Subject {
         name: "qtree",
+        arguments: "",
         help: "show device tree",
-        show: |control, _| qtree(control),
+        show: |control, _, _| Ok(qtree(control)),
     },
     Subject {
         name: "registers",
+        arguments: "",
         help: "show the cpu registers",
-        show: registers::show,
+        show: |control, _, cpu| Ok(registers::show(control, cpu)),
     },
     Subject {
         name: "status",
+        arguments: "",
         help: "show the current VM status (running|paused)",
-        show: |control, _| status(control),
+        show: |control, _, _| Ok(status(control)),
+    },
+    Subject {
+        name: "uuid",
+        arguments: "",
+        help: "show the current VM UUID",
+        show: |control, _, _| Ok(uuid(control)),
+    },
+    Subject {
+        name: "version",
+        arguments: "",
+        help: "show the version of QEMU",
+        show: |_, _, _| Ok(version()),
     },
 ];
 
-pub(super) fn run(control: &mut Control, rest: &str, cpu: i64) -> String {
-    // Options of the subcommands (`-f`, `-a`) change nothing here.
-    let name = rest.split_whitespace().next().unwrap_or_default();
-    if name.is_empty() {
-        let line = |subject: &Subject| format!("info {} -- {}\r\n", subject.name, subject.help);
-        return SUBJECTS.iter().map(line).collect();
+impl Subject {
+    fn help_line(&self) -> String {
+        format!("info {} {} -- {}\n", self.name, self.arguments, self.help)
     }
+}
+
+/// The names of all subjects.
+pub(super) fn names() -> impl Iterator<Item = &'static str> {
+    SUBJECTS.iter().map(|subject| subject.name)
+}
+
+/// What `info` alone prints.
+pub(super) fn list() -> String {
+    SUBJECTS.iter().map(Subject::help_line).collect()
+}
+
+/// `help info SUBJECT`.
+pub(super) fn help(name: &str) -> Answer {
+    Ok(match SUBJECTS.iter().find(|subject| subject.name == name) {
+        Some(subject) => subject.help_line(),
+        None => unknown(name),
+    })
+}
+
+fn unknown(name: &str) -> String {
+    format!("unknown command: 'info {name}'\n")
+}
+
+pub(super) fn run(control: &mut Control, words: &[String], cpu: i64) -> Answer {
+    let Some((name, rest)) = words.split_first() else {
+        return Ok(list());
+    };
+    // Options of the subjects (`-f`, `-a`) change nothing here.
+    let rest: Vec<String> = rest
+        .iter()
+        .filter(|word| !word.starts_with('-'))
+        .cloned()
+        .collect();
     match SUBJECTS.iter().find(|subject| subject.name == name) {
-        Some(subject) => (subject.show)(control, cpu),
-        None => format!("unknown command: 'info {name}'\r\n"),
+        Some(subject) => (subject.show)(control, &rest, cpu),
+        None => Ok(unknown(name)),
     }
+}
+
+fn balloon(control: &Control) -> Answer {
+    let actual = control.balloon_bytes()?;
+    Ok(format!("balloon: actual={}\n", actual / MIB))
+}
+
+fn chardev(control: &Control) -> String {
+    let mut text = String::new();
+    for info in control.services.chardevs.query() {
+        put(
+            &mut text,
+            format_args!("{}: filename={}", info.label, info.filename),
+        );
+    }
+    text
+}
+
+fn cpus(control: &Control, looked_at: i64) -> String {
+    let mut text = String::new();
+    for cpu in &control.cpus {
+        let mark = if i64::from(cpu.index()) == looked_at {
+            '*'
+        } else {
+            ' '
+        };
+        let (index, thread) = (cpu.index(), cpu.thread_id());
+        put(
+            &mut text,
+            format_args!("{mark} CPU #{index}: thread_id={thread}"),
+        );
+    }
+    text
+}
+
+fn iothreads(control: &Control) -> String {
+    let mut text = String::new();
+    for info in control.iothreads() {
+        put(&mut text, format_args!("{}:", info.id));
+        for (name, value) in [
+            ("thread_id", info.thread_id),
+            ("poll-max-ns", info.poll_max_ns),
+            ("poll-grow", info.poll_grow),
+            ("poll-shrink", info.poll_shrink),
+            ("aio-max-batch", info.aio_max_batch),
+        ] {
+            put(&mut text, format_args!("  {name}={value}"));
+        }
+    }
+    text
+}
+
+fn kvm(control: &Control) -> String {
+    let state = if control.is_kvm() {
+        "enabled"
+    } else {
+        "disabled"
+    };
+    format!("kvm support: {state}\n")
+}
+
+fn name(control: &Control) -> String {
+    match &control.config.name {
+        Some(name) => format!("{name}\n"),
+        None => String::new(),
+    }
+}
+
+fn uuid(control: &Control) -> String {
+    format!("{}\n", control.config.uuid.as_deref().unwrap_or(NO_UUID))
+}
+
+fn version() -> String {
+    let version = version_info();
+    let number = version.qemu;
+    format!(
+        "{}.{}.{}{}\n",
+        number.major, number.minor, number.micro, version.package
+    )
 }
 
 fn status(control: &Control) -> String {
@@ -72,7 +241,7 @@ fn status(control: &Control) -> String {
         "running" | "paused" => String::new(),
         other => format!(" ({other})"),
     };
-    format!("VM status: {word}{why}\r\n")
+    format!("VM status: {word}{why}\n")
 }
 
 fn mtree(control: &Control) -> String {
@@ -80,9 +249,9 @@ fn mtree(control: &Control) -> String {
     // Writing to a string does not fail.
     let mut line = |level: usize, start: u64, last: u64, priority: i32, name: &str, kind: &str| {
         let indent = "  ".repeat(level);
-        let _ = write!(
+        let _ = writeln!(
             text,
-            "{indent}{start:016x}-{last:016x} (prio {priority}, {kind}): {name}\r\n"
+            "{indent}{start:016x}-{last:016x} (prio {priority}, {kind}): {name}"
         );
     };
     line(0, 0, u64::MAX, 0, "address-space: memory", "container");
@@ -129,9 +298,9 @@ fn mtree(control: &Control) -> String {
 fn pci(control: &Control) -> String {
     let mut text = String::new();
     for device in query_pci(control).into_iter().flat_map(|bus| bus.devices) {
-        let _ = write!(
+        let _ = writeln!(
             text,
-            "  Bus {:2}, device {:3}, function {}:\r\n    {}: PCI device {:04x}:{:04x}\r\n",
+            "  Bus {:2}, device {:3}, function {}:\n    {}: PCI device {:04x}:{:04x}",
             device.bus,
             device.slot,
             device.function,
@@ -140,11 +309,11 @@ fn pci(control: &Control) -> String {
             device.id.device
         );
         if let (Some(vendor), Some(subsystem)) = (device.id.subsystem_vendor, device.id.subsystem) {
-            let _ = write!(text, "      PCI subsystem {vendor:04x}:{subsystem:04x}\r\n");
+            let _ = writeln!(text, "      PCI subsystem {vendor:04x}:{subsystem:04x}");
         }
         if let Some(irq) = device.irq {
             let pin = char::from(b'@' + u8::try_from(device.irq_pin).unwrap_or(0) % 8);
-            let _ = write!(text, "      IRQ {irq}, pin {pin}\r\n");
+            let _ = writeln!(text, "      IRQ {irq}, pin {pin}");
         }
         for region in device.regions {
             let kind = match (&*region.r#type, region.mem_type_64, region.prefetch) {
@@ -160,30 +329,30 @@ fn pci(control: &Control) -> String {
                 ),
             };
             let last = region.address.wrapping_add(region.size - 1);
-            let _ = write!(
+            let _ = writeln!(
                 text,
-                "      BAR{}: {kind} at 0x{:x} [0x{last:x}].\r\n",
+                "      BAR{}: {kind} at 0x{:x} [0x{last:x}].",
                 region.bar, region.address
             );
         }
-        let _ = write!(text, "      id \"{}\"\r\n", device.qdev_id);
+        let _ = writeln!(text, "      id \"{}\"", device.qdev_id);
     }
     text
 }
 
 fn qtree(control: &Control) -> String {
-    let mut text = "bus: main-system-bus\r\n  type System\r\n".to_owned();
+    let mut text = "bus: main-system-bus\n  type System\n".to_owned();
     if let Some(chips) = &control.chips {
         for named in &chips.devices {
-            let _ = write!(text, "  dev: {}, id \"\"\r\n", named.name);
+            let _ = writeln!(text, "  dev: {}, id \"\"", named.name);
         }
     }
     for device in &control.devices {
         let id = device.id.as_deref().unwrap_or_default();
         let bus = device.kind.bus.as_str();
-        let _ = write!(text, "  dev: {}, id \"{id}\" ({bus})\r\n", device.kind.name);
+        let _ = writeln!(text, "  dev: {}, id \"{id}\" ({bus})", device.kind.name);
         for (name, value) in &device.properties {
-            let _ = write!(text, "    {name} = {value}\r\n");
+            let _ = writeln!(text, "    {name} = {value}");
         }
     }
     text

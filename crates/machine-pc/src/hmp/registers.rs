@@ -32,7 +32,7 @@ pub(super) fn show(control: &mut Control, cpu: i64) -> String {
             let in_run = apic.is_some_and(|apic| apic.activity == Activity::Halted);
             format(&state, cpu, halted || in_run)
         }
-        None => "no CPU available\r\n".to_owned(),
+        None => "no CPU available\n".to_owned(),
     }
 }
 
@@ -45,9 +45,9 @@ fn segment(text: &mut String, name: &str, segment: &Segment) {
         | u32::from(segment.long) << 13
         | u32::from(segment.big) << 14
         | u32::from(segment.granular) << 15;
-    let _ = write!(
+    let _ = writeln!(
         text,
-        "{name:3}={:04x} {:016x} {:08x} {:08x}\r\n",
+        "{name:3}={:04x} {:016x} {:08x} {:08x}",
         segment.selector,
         segment.base,
         segment.limit,
@@ -56,19 +56,15 @@ fn segment(text: &mut String, name: &str, segment: &Segment) {
 }
 
 fn table(text: &mut String, name: &str, table: &DescriptorTable) {
-    let _ = write!(
-        text,
-        "{name}=     {:016x} {:08x}\r\n",
-        table.base, table.limit
-    );
+    let _ = writeln!(text, "{name}=     {:016x} {:08x}", table.base, table.limit);
 }
 
 fn format(state: &VcpuState, cpu: i64, halted: bool) -> String {
-    let mut text = format!("\r\nCPU#{cpu}\r\n");
+    let mut text = format!("\nCPU#{cpu}\n");
     let (registers, system) = (&state.registers, &state.system);
     for (index, (name, place)) in GENERAL.iter().zip(PLACES).enumerate() {
         let value = registers.general.get(place).copied().unwrap_or(0);
-        let end = if index % 4 == 3 { "\r\n" } else { " " };
+        let end = if index % 4 == 3 { "\n" } else { " " };
         let _ = write!(text, "{name}={value:016x}{end}");
     }
     let flags: String = FLAGS
@@ -82,9 +78,9 @@ fn format(state: &VcpuState, cpu: i64, halted: bool) -> String {
         })
         .collect();
     let privilege = system.segments.get(2).map_or(0, |stack| stack.dpl);
-    let _ = write!(
+    let _ = writeln!(
         text,
-        "RIP={:016x} RFL={:08x} [{flags}] CPL={privilege} II={} A20=1 SMM=0 HLT={}\r\n",
+        "RIP={:016x} RFL={:08x} [{flags}] CPL={privilege} II={} A20=1 SMM=0 HLT={}",
         registers.rip,
         registers.rflags,
         u8::from(state.interrupt_shadow),
@@ -97,17 +93,17 @@ fn format(state: &VcpuState, cpu: i64, halted: bool) -> String {
     segment(&mut text, "TR", &system.tr);
     table(&mut text, "GDT", &system.gdtr);
     table(&mut text, "IDT", &system.idtr);
-    let _ = write!(
+    let _ = writeln!(
         text,
-        "CR0={:08x} CR2={:016x} CR3={:016x} CR4={:08x}\r\n",
+        "CR0={:08x} CR2={:016x} CR3={:016x} CR4={:08x}",
         system.cr0, system.cr2, system.cr3, system.cr4
     );
     for (index, value) in system.dr.iter().enumerate() {
-        let end = if index == 3 { "\r\n" } else { " " };
+        let end = if index == 3 { "\n" } else { " " };
         let _ = write!(text, "DR{index}={value:016x}{end}");
     }
-    let _ = write!(text, "DR6={:016x} DR7={:016x}\r\n", system.dr6, system.dr7);
-    let _ = write!(text, "EFER={:016x}\r\n", system.efer);
+    let _ = writeln!(text, "DR6={:016x} DR7={:016x}", system.dr6, system.dr7);
+    let _ = writeln!(text, "EFER={:016x}", system.efer);
     text
 }
 
@@ -122,9 +118,9 @@ mod tests {
         state.registers.rip = 0xfff0;
         state.registers.rflags = 0x46;
         let text = format(&state, 1, true);
-        assert!(text.starts_with("\r\nCPU#1\r\nRAX=0000000000000000 RBX="));
-        assert!(text.contains(" RSP=0000000000001234\r\n"), "{text}");
+        assert!(text.starts_with("\nCPU#1\nRAX=0000000000000000 RBX="));
+        assert!(text.contains(" RSP=0000000000001234\n"), "{text}");
         assert!(text.contains("RIP=000000000000fff0 RFL=00000046 [---Z-P-] CPL=0 II=0"));
-        assert!(text.contains("HLT=1\r\nES =0000 0000000000000000 00000000 00000000\r\n"));
+        assert!(text.contains("HLT=1\nES =0000 0000000000000000 00000000 00000000\n"));
     }
 }

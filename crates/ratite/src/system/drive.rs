@@ -129,6 +129,10 @@ pub(crate) fn parse(text: &str, number: usize) -> Result<Drive, QmpError> {
     node.insert("driver".to_owned(), format.into());
     node.insert("node-name".to_owned(), node_name.clone().into());
     node.insert("read-only".to_owned(), read_only);
+    node.insert(
+        "cache".to_owned(),
+        json!({"direct": direct, "no-flush": no_flush}),
+    );
     node.insert("file".to_owned(), storage);
     for name in ["discard", "detect-zeroes"] {
         if let Some(value) = flat.take(name) {

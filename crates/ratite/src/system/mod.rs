@@ -112,9 +112,17 @@ pub(crate) struct System {
     storage: StorageService,
     machine: Machine,
     monitors: Arc<MonitorServer>,
-    waiting_monitors: Vec<(ChardevClaim, monitor::MonitorOptions)>,
+    waiting_monitors: Vec<(ChardevClaim, Listener)>,
     quit: Arc<Notify>,
     stopped: bool,
+}
+
+/// Who is behind a monitor.
+enum Listener {
+    /// Programs, by QMP.
+    Client(monitor::MonitorOptions),
+    /// People.
+    Person,
 }
 
 /// An option's complaint, with the option before it.
@@ -202,7 +210,7 @@ impl System {
                 "qtest" => self.add_qtest(&one.text).await,
                 "qmp" => self.add_qmp(&one.text).await,
                 "mon" => self.add_monitor(&one.text),
-                "monitor" => refuse_readline(&one.text),
+                "monitor" => self.add_human_monitor(&one.text).await,
                 _ => continue,
             };
             added.map_err(of_option(one))?;
@@ -324,26 +332,40 @@ impl System {
         let id = format!("compat_monitor{}", self.waiting_monitors.len());
         if let Some(chardev) = self.chardev(text, &id).await? {
             let claim = self.storage.chardevs().claim(&chardev)?;
-            let options = monitor::MonitorOptions {
+            let listener = Listener::Client(monitor::MonitorOptions {
                 id: Some(id),
                 pretty: false,
-            };
-            self.waiting_monitors.push((claim, options));
+            });
+            self.waiting_monitors.push((claim, listener));
+        }
+        Ok(())
+    }
+
+    async fn add_human_monitor(&mut self, text: &str) -> Result<(), QmpError> {
+        let id = format!("compat_monitor{}", self.waiting_monitors.len());
+        if let Some(chardev) = self.chardev(text, &id).await? {
+            let claim = self.storage.chardevs().claim(&chardev)?;
+            self.waiting_monitors.push((claim, Listener::Person));
         }
         Ok(())
     }
 
     fn add_monitor(&mut self, text: &str) -> Result<(), QmpError> {
         let options: MonitorOptions = Options::parse(text, Some("chardev"))?.read()?;
-        if options.mode == Some(MonitorMode::Readline) {
-            return refuse_readline("readline");
-        }
-        let claim = self.storage.chardevs().claim(&options.chardev)?;
-        let options = monitor::MonitorOptions {
-            id: options.id,
-            pretty: options.pretty == Some(true),
+        let listener = match options.mode {
+            Some(MonitorMode::Control) => Listener::Client(monitor::MonitorOptions {
+                id: options.id,
+                pretty: options.pretty == Some(true),
+            }),
+            // A machine's monitor is for people unless told otherwise.
+            None | Some(MonitorMode::Readline) if options.pretty.is_some() => {
+                let words = "'pretty' is not compatible with HMP monitors";
+                return Err(QmpError::generic(words));
+            }
+            None | Some(MonitorMode::Readline) => Listener::Person,
         };
-        self.waiting_monitors.push((claim, options));
+        let claim = self.storage.chardevs().claim(&options.chardev)?;
+        self.waiting_monitors.push((claim, listener));
         Ok(())
     }
 
@@ -352,8 +374,14 @@ impl System {
     /// # Errors
     /// The machine has ended meanwhile.
     pub(crate) async fn start(&mut self) -> Result<(), String> {
-        for (claim, options) in std::mem::take(&mut self.waiting_monitors) {
-            self.monitors.serve_chardev(claim, &options);
+        for (claim, listener) in std::mem::take(&mut self.waiting_monitors) {
+            match listener {
+                Listener::Client(options) => self.monitors.serve_chardev(claim, &options),
+                Listener::Person => {
+                    let commands = machine_pc::human_commands(&self.machine);
+                    self.monitors.serve_people(claim, commands);
+                }
+            }
         }
         if self.stopped {
             return Ok(());
@@ -441,15 +469,6 @@ async fn add_drives(storage: &StorageService, given: &[Given]) -> Result<Vec<Dri
         drives.push(drive);
     }
     Ok(drives)
-}
-
-fn refuse_readline(text: &str) -> Result<(), QmpError> {
-    match text {
-        "none" | "null" => Ok(()),
-        _ => Err(QmpError::generic(
-            "there is no monitor for people yet; use QMP, and 'ratite qmp' as its shell",
-        )),
-    }
 }
 
 #[cfg(test)]

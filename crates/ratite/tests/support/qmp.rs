@@ -116,6 +116,21 @@ impl Qmp {
 
     /// The next event of this name; others before it are passed over.
     pub fn event(&mut self, name: &str) -> Value {
+        self.any_event(&[name])
+    }
+
+    /// The next events of two names, in whichever order they come: one with a rate limit may be late.
+    pub fn both_events(&mut self, names: [&str; 2]) -> [Value; 2] {
+        let [first, second] = names;
+        let one = self.any_event(&names);
+        if one["event"] == first {
+            let other = self.event(second);
+            return [one, other];
+        }
+        [self.event(first), one]
+    }
+
+    fn any_event(&mut self, names: &[&str]) -> Value {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let next = self
@@ -123,8 +138,8 @@ impl Qmp {
                 .pop_front()
                 .or_else(|| self.read(deadline.saturating_duration_since(Instant::now())));
             match next {
-                None => panic!("no event {name}"),
-                Some(event) if event["event"] == name => return event,
+                None => panic!("no event {names:?}"),
+                Some(event) if names.iter().any(|name| event["event"] == *name) => return event,
                 Some(_) => {}
             }
         }
