@@ -18,6 +18,8 @@ pub(crate) const PHYS_BITS: u32 = 40;
 const FRAME: u64 = ((1 << PHYS_BITS) - 1) & !0xfff;
 /// Physical address bits that must be zero in entries of 8 bytes.
 const RESERVED: u64 = ((1 << 52) - 1) & !((1 << PHYS_BITS) - 1);
+/// Software may use these bits of an entry in long mode; in PAE paging they must be zero.
+const RESERVED_PAE: u64 = 0x7ff << 52;
 
 /// Bits of a page fault's error code.
 pub(crate) mod error {
@@ -250,15 +252,25 @@ impl Cpu {
                 if pdpte & PRESENT == 0 {
                     return Err(0);
                 }
-                self.gather_long(linear, pdpte & FRAME, 2)
+                self.gather_long(linear, pdpte & FRAME, 2, RESERVED | RESERVED_PAE)
             }
-            Shape::Four => self.gather_long(linear, self.system.cr3 & FRAME, 4),
-            Shape::Five => self.gather_long(linear, self.system.cr3 & FRAME, 5),
+            Shape::Four => self.gather_long(linear, self.system.cr3 & FRAME, 4, RESERVED),
+            Shape::Five => self.gather_long(linear, self.system.cr3 & FRAME, 5, RESERVED),
         }
     }
 
-    fn gather_long(&self, linear: u64, root: u64, levels: u32) -> Result<Found, u32> {
-        let nx = self.system.efer & cr::EFER_NXE != 0;
+    /// `reserved`: what must be zero in the entries of every level.
+    fn gather_long(
+        &self,
+        linear: u64,
+        root: u64,
+        levels: u32,
+        mut reserved: u64,
+    ) -> Result<Found, u32> {
+        if self.system.efer & cr::EFER_NXE == 0 {
+            reserved |= NO_EXECUTE;
+        }
+        let largest = if self.features.gigabyte_pages { 3 } else { 2 };
         let mut found = Found {
             frame: 0,
             writable: true,
@@ -275,18 +287,12 @@ impl Cpu {
                 return Err(0);
             }
             let large = level > 1 && entry & LARGE != 0;
-            let mut reserved = RESERVED;
-            if !nx {
-                reserved |= NO_EXECUTE;
-            }
+            let mut reserved = reserved;
             if large {
-                if level > 3 {
-                    return Err(error::PRESENT | error::RESERVED);
-                }
                 // Bit 12 is PAT; the others below the frame must be zero.
                 reserved |= ((1 << shift) - 1) & !0x1fff;
             }
-            if entry & reserved != 0 {
+            if entry & reserved != 0 || (large && level > largest) {
                 return Err(error::PRESENT | error::RESERVED);
             }
             found.writable &= entry & WRITABLE != 0;

@@ -6,6 +6,8 @@
     reason = "each test file uses a part of it, and may panic"
 )]
 
+pub mod random;
+
 use std::sync::Arc;
 
 use cpu_soft::{Model, SoftAccelerator, table};
@@ -120,8 +122,12 @@ pub fn long_state(vcpu: &dyn Vcpu, rip: u64) -> VcpuState {
 }
 
 pub fn vcpu(memory: &Arc<GuestMemory>, index: u32) -> Box<dyn Vcpu> {
+    vcpu_of(Model::Max, memory, index)
+}
+
+pub fn vcpu_of(model: Model, memory: &Arc<GuestMemory>, index: u32) -> Box<dyn Vcpu> {
     SoftAccelerator::new(Arc::clone(memory))
-        .create_vcpu(index, table(Model::Max, index, 2))
+        .create_vcpu(index, table(model, index, 2))
         .unwrap()
 }
 
