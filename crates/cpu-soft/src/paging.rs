@@ -51,6 +51,8 @@ enum Shape {
 /// What the walk has gathered: the rights are those of all levels together.
 struct Found {
     frame: u64,
+    /// The page's size, as a power of two.
+    page_bits: u8,
     writable: bool,
     user: bool,
     executable: bool,
@@ -78,8 +80,8 @@ impl Cpu {
         access: Access,
         kind: u64,
     ) -> Result<Place, Stop> {
-        let phys = if self.system.cr0 & cr::CR0_PG == 0 {
-            linear & 0xffff_ffff
+        let (phys, page_bits) = if self.system.cr0 & cr::CR0_PG == 0 {
+            (linear & 0xffff_ffff, 12)
         } else {
             self.walk(linear, access, kind)?
         };
@@ -94,12 +96,12 @@ impl Cpu {
                 ..
             } => {
                 let start = RamOffset(at.0 - (phys & 0xfff));
-                self.tlb.fill(access, page, kind, start);
+                self.tlb.fill(access, page, kind, start, page_bits);
                 Ok(Place::Memory(at))
             }
             Backing::Memory { at, .. } if access != Access::Write => {
                 let start = RamOffset(at.0 - (phys & 0xfff));
-                self.tlb.fill(access, page, kind, start);
+                self.tlb.fill(access, page, kind, start, page_bits);
                 Ok(Place::Memory(at))
             }
             _ => Ok(Place::Bus(phys)),
@@ -152,7 +154,10 @@ impl Cpu {
         }
     }
 
+    /// #PF, which also makes the processor forget the page (Intel SDM 3, "Operations that
+    /// Invalidate TLBs"): it may be known by rights that it has no longer.
     fn page_fault(&mut self, linear: u64, access: Access, kind: u64, present: u32) -> Stop {
+        self.tlb.forget_faulting(access, linear);
         let mut code = present;
         if access == Access::Write {
             code |= error::WRITE;
@@ -168,7 +173,7 @@ impl Cpu {
         self.raise(vector::PF, Some(code))
     }
 
-    fn walk(&mut self, linear: u64, access: Access, kind: u64) -> Result<u64, Stop> {
+    fn walk(&mut self, linear: u64, access: Access, kind: u64) -> Result<(u64, u8), Stop> {
         let found = match self.gather(linear) {
             Ok(found) => found,
             Err(present) => return Err(self.page_fault(linear, access, kind, present)),
@@ -188,7 +193,7 @@ impl Cpu {
             return Err(self.page_fault(linear, access, kind, error::PRESENT));
         }
         self.mark_used(&found, access);
-        Ok(found.frame)
+        Ok((found.frame, found.page_bits))
     }
 
     fn smap_forbids(&self, found: &Found, kind: u64) -> bool {
@@ -273,6 +278,7 @@ impl Cpu {
         let largest = if self.features.gigabyte_pages { 3 } else { 2 };
         let mut found = Found {
             frame: 0,
+            page_bits: 12,
             writable: true,
             user: true,
             executable: true,
@@ -301,6 +307,7 @@ impl Cpu {
             if large || level == 1 {
                 let inside = (1_u64 << shift) - 1;
                 found.frame = (entry & FRAME & !inside) | (linear & inside);
+                found.page_bits = shift as u8;
                 found.last = (at, entry);
                 return Ok(found);
             }
@@ -320,6 +327,7 @@ impl Cpu {
         }
         let mut found = Found {
             frame: 0,
+            page_bits: 12,
             writable: entry & WRITABLE != 0,
             user: entry & USER != 0,
             executable: true,
@@ -332,6 +340,7 @@ impl Cpu {
             }
             let high = ((entry >> 13) & 0xff) << 32;
             found.frame = high | (entry & 0xffc0_0000) | (linear & 0x3f_ffff);
+            found.page_bits = 22;
             return Ok(found);
         }
         if entry & ACCESSED == 0 {
