@@ -380,7 +380,7 @@ fn values_of_cr3_and_the_pointers_of_pae() {
                 machine.vcpu.set_state(&state).unwrap();
                 let other = PDPT_PAE + 0x100;
                 for pointer in 0..4_u64 {
-                    let value = if pointer == slot {
+                    let value: u64 = if pointer == slot {
                         0xc000 | present | 1 << bit
                     } else {
                         0xc001

@@ -49,8 +49,8 @@ pub struct Machine {
 
 impl Machine {
     pub fn new() -> Self {
-        let memory = guest::memory();
-        guest::prepare_long_mode(&memory);
+        let memory = super::memory();
+        super::prepare_long_mode(&memory);
         put(
             &memory,
             GDT + 0x38,
@@ -68,7 +68,7 @@ impl Machine {
         }
         // TSS: stacks of both forms do not overlap in what they are read as.
         put(&memory, TSS + 0x66, &0x68_u16.to_le_bytes());
-        let vcpu = guest::vcpu(&memory, 0);
+        let vcpu = super::vcpu(&memory, 0);
         let blank = vcpu.state().unwrap();
         Self {
             memory,
@@ -78,8 +78,7 @@ impl Machine {
     }
 
     pub fn state(&self, mode: Mode, cpl: u8) -> VcpuState {
-        let mut state = guest::long_state(&*self.vcpu, CODE);
-        state.msrs.clone_from(&self.blank.msrs);
+        let mut state = super::long_state_of(self.blank.clone(), CODE);
         let s = &mut state.system;
         let long = matches!(mode, Mode::Long | Mode::Compatibility);
         s.gdtr.limit = 0xff;

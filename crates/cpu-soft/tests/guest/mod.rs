@@ -93,7 +93,11 @@ pub fn prepare_long_mode(memory: &GuestMemory) {
 
 /// 64-bit supervisor state with everything usual on.
 pub fn long_state(vcpu: &dyn Vcpu, rip: u64) -> VcpuState {
-    let mut state = vcpu.state().unwrap();
+    long_state_of(vcpu.state().unwrap(), rip)
+}
+
+/// The same from a state that was taken before.
+pub fn long_state_of(mut state: VcpuState, rip: u64) -> VcpuState {
     state.system.cr0 = 0x8001_0033;
     state.system.cr3 = TABLES;
     state.system.cr4 = 0x4_06b0;
