@@ -117,7 +117,9 @@ impl Cpu {
         }
         let code = self.descriptor(code_selector, vector::GP)?;
         let bad_long = self.long_mode() && (!code.long() || code.big());
-        if !code.is_code() || code.dpl() > self.cpl || bad_long {
+        // A jump does not change the privilege.
+        let inner_jump = back.is_none() && !code.conforming() && code.dpl() != self.cpl;
+        if !code.is_code() || code.dpl() > self.cpl || bad_long || inner_jump {
             return Err(self.gp(code_of(code_selector)));
         }
         if !code.present() {
@@ -136,9 +138,6 @@ impl Cpu {
         back: Option<u64>,
     ) -> Flow {
         let more = back.is_some() && !code.conforming() && code.dpl() < self.cpl;
-        if back.is_none() && !code.conforming() && code.dpl() != self.cpl {
-            return Err(self.gp(code_of(code_selector)));
-        }
         let cpl = if more { code.dpl() } else { self.cpl };
         let old = (
             self.segment(SS).selector,

@@ -8,6 +8,8 @@ use vcpu::{Exit, Vcpu, VcpuState};
 use super::{CODE, GDT, HANDLERS, STACK, TSS, flat, put, word};
 
 pub const IDT32: u64 = 0xa000;
+/// The stack of CPL 0 for those who come from elsewhere.
+pub const INNER_STACK: u64 = STACK - 0x4000;
 
 /// How the code under test runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -131,7 +133,11 @@ impl Machine {
         put(&self.memory, CODE, code);
         put(&self.memory, CODE + code.len() as u64, &[0xe6, 0x80]);
         let long = state.system.efer & 0x400 != 0;
-        let stack = if long { STACK } else { STACK | 0x40 << 32 };
+        let stack = if long {
+            INNER_STACK
+        } else {
+            INNER_STACK | 0x40 << 32
+        };
         put(&self.memory, TSS + 4, &stack.to_le_bytes());
         if mode == Mode::Real {
             // Handlers are at 0000:HANDLERS + vector.

@@ -6,6 +6,7 @@
     reason = "each test file uses a part of it, and may panic"
 )]
 
+pub mod gates;
 pub mod machine;
 pub mod random;
 
