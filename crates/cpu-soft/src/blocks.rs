@@ -218,7 +218,11 @@ impl Blocks {
         if let Place::Bus(_) = fetch_place(cpu, linear)? {
             return Err(cpu.ud());
         }
-        decode(cpu, &mut self.decoder_scratch, linear, 1)
+        let block = decode(cpu, &mut self.decoder_scratch, linear, 1)?;
+        if block.bytes > cpu.code_left() {
+            return Err(cpu.gp(0));
+        }
+        Ok(block)
     }
 }
 
@@ -370,10 +374,14 @@ fn decode_window(
             lower::lower::<Cpu>(scratch)
         };
         let Some(lowered) = lowered else {
-            steps.push(Step {
-                run: undefined::<Cpu>,
-                op,
-            });
+            // Whatever more than 15 bytes would be, it is #GP (Intel SDM 2, "Instruction Length").
+            let is_long = scratch.is_invalid() && scratch.len() >= MAX_INSTRUCTION;
+            let run = if is_long {
+                too_long::<Cpu>
+            } else {
+                undefined::<Cpu>
+            };
+            steps.push(Step { run, op });
             return (steps, used, false);
         };
         steps.push(Step {
@@ -394,6 +402,18 @@ impl crate::domain::Helper for Undefined {
     fn run(cpu: &mut Cpu, _: &Op) -> Flow {
         Err(cpu.raise(vector::UD, None))
     }
+}
+
+struct TooLong;
+impl crate::domain::Helper for TooLong {
+    fn run(cpu: &mut Cpu, _: &Op) -> Flow {
+        Err(cpu.gp(0))
+    }
+}
+
+/// An instruction of more than 15 bytes: #GP.
+fn too_long<D: Domain>(d: &mut D, op: &Op) -> Flow {
+    d.call::<TooLong>(op)
 }
 
 /// What is not an instruction, or not built: #UD.

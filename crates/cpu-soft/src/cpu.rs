@@ -20,10 +20,10 @@ pub(crate) mod cr {
     pub(crate) const CR0_ET: u64 = 1 << 4;
     pub(crate) const CR0_NE: u64 = 1 << 5;
     pub(crate) const CR0_WP: u64 = 1 << 16;
+    pub(crate) const CR0_AM: u64 = 1 << 18;
     pub(crate) const CR0_NW: u64 = 1 << 29;
     pub(crate) const CR0_CD: u64 = 1 << 30;
     pub(crate) const CR0_PG: u64 = 1 << 31;
-    pub(crate) const CR4_VME: u64 = 1;
     pub(crate) const CR4_TSD: u64 = 1 << 2;
     pub(crate) const CR4_DE: u64 = 1 << 3;
     pub(crate) const CR4_PSE: u64 = 1 << 4;
@@ -62,6 +62,7 @@ pub(crate) mod vector {
     pub(crate) const GP: u8 = 13;
     pub(crate) const PF: u8 = 14;
     pub(crate) const MF: u8 = 16;
+    pub(crate) const MC: u8 = 18;
     pub(crate) const XM: u8 = 19;
 }
 
@@ -172,6 +173,8 @@ pub(crate) struct Cpu {
     /// RFLAGS but for the arithmetic flags.
     pub sysflags: u64,
     pub fault: Fault,
+    /// The fault is an access to an address that is not canonical.
+    pub non_canonical: bool,
     pub exit: Exit,
     pub replay: Vec<Replay>,
     pub replay_at: usize,
@@ -222,6 +225,7 @@ impl Cpu {
                 vector: 0,
                 error: None,
             },
+            non_canonical: false,
             exit: Exit::Halt,
             replay: Vec::with_capacity(4),
             replay_at: 0,
@@ -427,6 +431,7 @@ impl Cpu {
     #[cold]
     pub(crate) fn raise(&mut self, vector: u8, error: Option<u32>) -> Stop {
         self.fault = Fault { vector, error };
+        self.non_canonical = false;
         Stop::Fault
     }
 
@@ -469,6 +474,15 @@ impl Cpu {
             CodeMode::Bits32 => ip & 0xffff_ffff,
             CodeMode::Bits16 => ip & 0xffff,
         }
+    }
+
+    /// Bytes from RIP to the end of the code segment; in 64-bit mode there is none.
+    #[inline(always)]
+    pub(crate) fn code_left(&self) -> u64 {
+        if self.is64() {
+            return u64::MAX;
+        }
+        (self.code_limit + 1).saturating_sub(self.rip)
     }
 
     /// The time-stamp counter: nanoseconds, that is a processor of 1 GHz.

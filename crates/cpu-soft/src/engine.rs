@@ -8,9 +8,10 @@ use vcpu::{
 };
 
 use crate::blocks::{Block, Blocks};
-use crate::cpu::{Cpu, Fault, ReplayKind, vector};
+use crate::cpu::{Cpu, Fault, ReplayKind, SS, vector};
 use crate::domain::{BLOCK_IP, Op, Stop};
 use crate::flags::bit;
+use crate::system::interrupt::Origin;
 
 /// Something of this CPU's own waits: an event, an NMI, a wanted window.
 const OWN: u32 = Attention::FIRST_OWN;
@@ -129,24 +130,25 @@ impl SoftVcpu {
     fn deliver_events(&mut self) -> Option<Exit> {
         let cpu = &mut self.cpu;
         if let Some(event) = cpu.event.take() {
-            let fault = match event {
-                Event::Exception { vector, error } => Fault { vector, error },
-                Event::Interrupt(vector) => Fault {
-                    vector,
-                    error: None,
-                },
+            let (fault, origin) = match event {
+                Event::Exception { vector, error } => (Fault { vector, error }, Origin::Exception),
+                Event::Interrupt(vector) => {
+                    let error = None;
+                    (Fault { vector, error }, Origin::External)
+                }
             };
             self.note_events();
-            return self.deliver(fault);
+            return self.deliver(fault, origin);
         }
         if cpu.nmi_pending && !cpu.nmi_masked && !cpu.shadow {
             cpu.nmi_pending = false;
             cpu.nmi_masked = true;
             self.note_events();
-            return self.deliver(Fault {
+            let fault = Fault {
                 vector: vector::NMI,
                 error: None,
-            });
+            };
+            return self.deliver(fault, Origin::External);
         }
         if cpu.window_wanted && self.can_take_interrupt() {
             return Some(Exit::InterruptWindow);
@@ -165,9 +167,9 @@ impl SoftVcpu {
         }
     }
 
-    fn deliver(&mut self, fault: Fault) -> Option<Exit> {
+    fn deliver(&mut self, fault: Fault, origin: Origin) -> Option<Exit> {
         self.cpu.drop_replay();
-        match self.cpu.deliver_fault(fault) {
+        match self.cpu.deliver_fault(fault, origin) {
             Ok(()) => None,
             Err(()) => Some(Exit::Shutdown),
         }
@@ -186,6 +188,10 @@ impl SoftVcpu {
                 Ok(run) => run,
                 Err(stop) => return self.stopped_at(stop, None),
             };
+            if u64::from(run.bytes) > cpu.code_left() {
+                // The code segment ends within the block: one instruction at a time.
+                return self.single_step();
+            }
             let start = cpu.rip;
             let tag = Blocks::tag(cpu);
             cpu.put(BLOCK_IP, start);
@@ -229,8 +235,11 @@ impl SoftVcpu {
         match stop {
             Stop::Branch | Stop::Again => None,
             Stop::Fault => {
+                if op.is_some_and(|op| op.seg == SS) {
+                    let _ = self.cpu.stack_stop(stop);
+                }
                 let fault = self.cpu.fault;
-                self.deliver(fault)
+                self.deliver(fault, Origin::Exception)
             }
             Stop::Exit => {
                 self.in_flight = true;
@@ -301,10 +310,11 @@ impl SoftVcpu {
             self.note_events();
             return Some(self.cpu.exit.clone());
         }
-        self.deliver(Fault {
+        let fault = Fault {
             vector: vector::DB,
             error: None,
-        })
+        };
+        self.deliver(fault, Origin::Exception)
     }
 
     /// The data of the last exit, for the instruction when it runs again.

@@ -101,9 +101,20 @@ impl Cpu {
 
     fn non_canonical(&mut self, linear: u64) -> Flow {
         if self.is64() && !self.canonical(linear) {
-            return Err(self.gp(0));
+            let stop = self.gp(0);
+            self.non_canonical = true;
+            return Err(stop);
         }
         Ok(())
+    }
+
+    /// What an access through SS stops with: not #GP but #SS if its address is not canonical.
+    #[cold]
+    pub(crate) fn stack_stop(&mut self, stop: Stop) -> Stop {
+        if stop == Stop::Fault && self.non_canonical {
+            return self.raise(vector::SS, Some(0));
+        }
+        stop
     }
 
     /// Loads from a linear address with the present privilege.
@@ -410,7 +421,9 @@ impl Cpu {
     pub(crate) fn push_value<W: Width>(&mut self, value: u64) -> Flow {
         let sp = self.get(RSP).wrapping_sub(W::BYTES);
         let linear = self.stack_linear(sp, W::BYTES, true)?;
-        self.store_linear::<W>(linear, value)?;
+        if let Err(stop) = self.store_linear::<W>(linear, value) {
+            return Err(self.stack_stop(stop));
+        }
         if self.flat_stack {
             self.put(RSP, sp);
         } else {
@@ -424,7 +437,10 @@ impl Cpu {
     pub(crate) fn peek_value<W: Width>(&mut self, above: u64) -> Result<u64, Stop> {
         let sp = self.get(RSP).wrapping_add(above);
         let linear = self.stack_linear(sp, W::BYTES, false)?;
-        self.load_linear::<W>(linear)
+        match self.load_linear::<W>(linear) {
+            Ok(value) => Ok(value),
+            Err(stop) => Err(self.stack_stop(stop)),
+        }
     }
 
     /// The address mask of string instructions and the like.

@@ -18,6 +18,8 @@ pub(crate) const PHYS_BITS: u32 = 40;
 const FRAME: u64 = ((1 << PHYS_BITS) - 1) & !0xfff;
 /// Physical address bits that must be zero in entries of 8 bytes.
 const RESERVED: u64 = ((1 << 52) - 1) & !((1 << PHYS_BITS) - 1);
+/// Software may use these bits of an entry in long mode; in PAE paging they must be zero.
+const RESERVED_PAE: u64 = 0x7ff << 52;
 
 /// Bits of a page fault's error code.
 pub(crate) mod error {
@@ -49,6 +51,8 @@ enum Shape {
 /// What the walk has gathered: the rights are those of all levels together.
 struct Found {
     frame: u64,
+    /// The page's size, as a power of two.
+    page_bits: u8,
     writable: bool,
     user: bool,
     executable: bool,
@@ -76,8 +80,8 @@ impl Cpu {
         access: Access,
         kind: u64,
     ) -> Result<Place, Stop> {
-        let phys = if self.system.cr0 & cr::CR0_PG == 0 {
-            linear & 0xffff_ffff
+        let (phys, page_bits) = if self.system.cr0 & cr::CR0_PG == 0 {
+            (linear & 0xffff_ffff, 12)
         } else {
             self.walk(linear, access, kind)?
         };
@@ -92,12 +96,12 @@ impl Cpu {
                 ..
             } => {
                 let start = RamOffset(at.0 - (phys & 0xfff));
-                self.tlb.fill(access, page, kind, start);
+                self.tlb.fill(access, page, kind, start, page_bits);
                 Ok(Place::Memory(at))
             }
             Backing::Memory { at, .. } if access != Access::Write => {
                 let start = RamOffset(at.0 - (phys & 0xfff));
-                self.tlb.fill(access, page, kind, start);
+                self.tlb.fill(access, page, kind, start, page_bits);
                 Ok(Place::Memory(at))
             }
             _ => Ok(Place::Bus(phys)),
@@ -150,7 +154,10 @@ impl Cpu {
         }
     }
 
+    /// #PF, which also makes the processor forget the page (Intel SDM 3, "Operations that
+    /// Invalidate TLBs"): it may be known by rights that it has no longer.
     fn page_fault(&mut self, linear: u64, access: Access, kind: u64, present: u32) -> Stop {
+        self.tlb.forget_faulting(access, linear);
         let mut code = present;
         if access == Access::Write {
             code |= error::WRITE;
@@ -166,7 +173,7 @@ impl Cpu {
         self.raise(vector::PF, Some(code))
     }
 
-    fn walk(&mut self, linear: u64, access: Access, kind: u64) -> Result<u64, Stop> {
+    fn walk(&mut self, linear: u64, access: Access, kind: u64) -> Result<(u64, u8), Stop> {
         let found = match self.gather(linear) {
             Ok(found) => found,
             Err(present) => return Err(self.page_fault(linear, access, kind, present)),
@@ -186,7 +193,7 @@ impl Cpu {
             return Err(self.page_fault(linear, access, kind, error::PRESENT));
         }
         self.mark_used(&found, access);
-        Ok(found.frame)
+        Ok((found.frame, found.page_bits))
     }
 
     fn smap_forbids(&self, found: &Found, kind: u64) -> bool {
@@ -250,17 +257,28 @@ impl Cpu {
                 if pdpte & PRESENT == 0 {
                     return Err(0);
                 }
-                self.gather_long(linear, pdpte & FRAME, 2)
+                self.gather_long(linear, pdpte & FRAME, 2, RESERVED | RESERVED_PAE)
             }
-            Shape::Four => self.gather_long(linear, self.system.cr3 & FRAME, 4),
-            Shape::Five => self.gather_long(linear, self.system.cr3 & FRAME, 5),
+            Shape::Four => self.gather_long(linear, self.system.cr3 & FRAME, 4, RESERVED),
+            Shape::Five => self.gather_long(linear, self.system.cr3 & FRAME, 5, RESERVED),
         }
     }
 
-    fn gather_long(&self, linear: u64, root: u64, levels: u32) -> Result<Found, u32> {
-        let nx = self.system.efer & cr::EFER_NXE != 0;
+    /// `reserved`: what must be zero in the entries of every level.
+    fn gather_long(
+        &self,
+        linear: u64,
+        root: u64,
+        levels: u32,
+        mut reserved: u64,
+    ) -> Result<Found, u32> {
+        if self.system.efer & cr::EFER_NXE == 0 {
+            reserved |= NO_EXECUTE;
+        }
+        let largest = if self.features.gigabyte_pages { 3 } else { 2 };
         let mut found = Found {
             frame: 0,
+            page_bits: 12,
             writable: true,
             user: true,
             executable: true,
@@ -275,18 +293,12 @@ impl Cpu {
                 return Err(0);
             }
             let large = level > 1 && entry & LARGE != 0;
-            let mut reserved = RESERVED;
-            if !nx {
-                reserved |= NO_EXECUTE;
-            }
+            let mut reserved = reserved;
             if large {
-                if level > 3 {
-                    return Err(error::PRESENT | error::RESERVED);
-                }
                 // Bit 12 is PAT; the others below the frame must be zero.
                 reserved |= ((1 << shift) - 1) & !0x1fff;
             }
-            if entry & reserved != 0 {
+            if entry & reserved != 0 || (large && level > largest) {
                 return Err(error::PRESENT | error::RESERVED);
             }
             found.writable &= entry & WRITABLE != 0;
@@ -295,6 +307,7 @@ impl Cpu {
             if large || level == 1 {
                 let inside = (1_u64 << shift) - 1;
                 found.frame = (entry & FRAME & !inside) | (linear & inside);
+                found.page_bits = shift as u8;
                 found.last = (at, entry);
                 return Ok(found);
             }
@@ -314,6 +327,7 @@ impl Cpu {
         }
         let mut found = Found {
             frame: 0,
+            page_bits: 12,
             writable: entry & WRITABLE != 0,
             user: entry & USER != 0,
             executable: true,
@@ -326,6 +340,7 @@ impl Cpu {
             }
             let high = ((entry >> 13) & 0xff) << 32;
             found.frame = high | (entry & 0xffc0_0000) | (linear & 0x3f_ffff);
+            found.page_bits = 22;
             return Ok(found);
         }
         if entry & ACCESSED == 0 {

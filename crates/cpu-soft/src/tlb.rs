@@ -4,7 +4,8 @@
 //! permissions. A tag is the page's linear address with, in its low 12 bits, a *context number*
 //! and the kind of access. To flush is to take a new context number; a PCID keeps its number
 //! until it is flushed. Entries of global pages are not kept across contexts: they are made
-//! again, which the architecture allows.
+//! again, which the architecture allows. A large page has an entry for each of its small ones that
+//! was used; how large it is stands beside them, so that all of them are forgotten together.
 
 use guest_memory::RamOffset;
 
@@ -46,6 +47,10 @@ pub(crate) struct Tlb {
     read: [Entry; ENTRIES],
     write: [Entry; ENTRIES],
     fetch: [Entry; ENTRIES],
+    /// By slot, of whichever of the three was filled last: how large the page is, as a power of
+    /// two. All zero as long as there was no large page.
+    sizes: [u8; ENTRIES],
+    has_large: bool,
     /// The present context number, shifted over the kind.
     context: u64,
     next_context: u64,
@@ -67,6 +72,8 @@ impl Default for Tlb {
             read: none,
             write: none,
             fetch: none,
+            sizes: [0; ENTRIES],
+            has_large: false,
             context: 0,
             next_context: 1,
             by_pcid: Vec::new(),
@@ -104,7 +111,17 @@ impl Tlb {
     }
 
     #[expect(clippy::indexing_slicing, reason = "slot() is below ENTRIES")]
-    pub(crate) fn fill(&mut self, access: Access, linear: u64, kind: u64, at: RamOffset) {
+    pub(crate) fn fill(
+        &mut self,
+        access: Access,
+        linear: u64,
+        kind: u64,
+        at: RamOffset,
+        page_bits: u8,
+    ) {
+        let size = &mut self.sizes[slot(linear)];
+        *size = page_bits.max(*size);
+        self.has_large |= page_bits > 12;
         let entry = Entry {
             tag: (linear & !0xfff) | self.context | kind,
             addend: at.0.wrapping_sub(linear),
@@ -166,18 +183,42 @@ impl Tlb {
         }
     }
 
-    /// Forgets a page, of the present context; and all of the other PCIDs, since the page may be
-    /// a global one, which INVLPG drops everywhere.
+    /// Forgets the small page that an access faulted on. What is known of code, which is dear, is
+    /// forgotten only if the page is code.
     #[expect(clippy::indexing_slicing, reason = "slot() is below ENTRIES")]
-    pub(crate) fn forget_page(&mut self, linear: u64) {
+    pub(crate) fn forget_faulting(&mut self, access: Access, linear: u64) {
+        let is_code = (self.fetch[slot(linear)].tag ^ linear) >> 12 == 0;
+        if is_code || access == Access::Fetch {
+            return self.forget_small(linear);
+        }
+        for table in [&mut self.read, &mut self.write] {
+            table[slot(linear)].tag = EMPTY;
+        }
+    }
+
+    /// Forgets one small page, of all PCIDs: a slot holds a page of one of them only.
+    #[expect(clippy::indexing_slicing, reason = "slot() is below ENTRIES")]
+    pub(crate) fn forget_small(&mut self, linear: u64) {
         for table in [&mut self.read, &mut self.write, &mut self.fetch] {
             table[slot(linear)].tag = EMPTY;
         }
-        let present = (self.context >> 2) as u16;
-        for known in self.by_pcid.iter_mut().filter(|known| **known != present) {
-            *known = 0;
-        }
         self.forget_code();
+    }
+
+    /// Forgets the page of an address, however large it is, of all PCIDs: it may be a global one,
+    /// which INVLPG drops everywhere.
+    pub(crate) fn forget_page(&mut self, linear: u64) {
+        self.forget_small(linear);
+        if !self.has_large {
+            return;
+        }
+        for table in [&mut self.read, &mut self.write, &mut self.fetch] {
+            for (entry, size) in table.iter_mut().zip(&self.sizes) {
+                if (entry.tag ^ linear) >> (*size).clamp(12, 63) == 0 {
+                    entry.tag = EMPTY;
+                }
+            }
+        }
     }
 }
 
@@ -189,7 +230,7 @@ mod tests {
     fn an_access_over_the_end_of_a_page_misses() {
         let mut tlb = Tlb::default();
         tlb.flush();
-        tlb.fill(Access::Read, 0x5000, Kind::USER, RamOffset(0x9000));
+        tlb.fill(Access::Read, 0x5000, Kind::USER, RamOffset(0x9000), 12);
         let hit = |at, bytes| tlb.hit(Access::Read, at, bytes, Kind::USER);
         assert_eq!(hit(0x5ffc, 4), Some(RamOffset(0x9ffc)));
         assert_eq!(hit(0x5ffd, 4), None);
@@ -202,7 +243,7 @@ mod tests {
     fn contexts_come_back_and_wear_out() {
         let mut tlb = Tlb::default();
         tlb.switch(5, true);
-        tlb.fill(Access::Read, 0x5000, 0, RamOffset(0));
+        tlb.fill(Access::Read, 0x5000, 0, RamOffset(0), 12);
         for round in 0..3000_u32 {
             tlb.switch(6, false);
             assert_eq!(tlb.hit(Access::Read, 0x5000, 1, 0), None);
@@ -211,16 +252,28 @@ mod tests {
             assert_eq!(known, round < 10, "round {round}");
         }
         tlb.switch(5, true);
-        tlb.fill(Access::Read, 0x5000, 0, RamOffset(0));
+        tlb.fill(Access::Read, 0x5000, 0, RamOffset(0), 12);
         tlb.switch(6, true);
         tlb.forget_pcid(5);
         tlb.switch(5, true);
         assert_eq!(tlb.hit(Access::Read, 0x5000, 1, 0), None);
         // A page forgotten in one PCID is forgotten in the others: it may be global.
-        tlb.fill(Access::Read, 0x5000, 0, RamOffset(0));
+        tlb.fill(Access::Read, 0x5000, 0, RamOffset(0), 12);
         tlb.switch(6, true);
         tlb.forget_page(0x5000);
         tlb.switch(5, true);
         assert_eq!(tlb.hit(Access::Read, 0x5000, 1, 0), None);
+    }
+
+    #[test]
+    fn a_large_page_is_forgotten_as_a_whole() {
+        let mut tlb = Tlb::default();
+        tlb.flush();
+        for (page, bits) in [(0x20_1000, 21), (0x20_2000, 21), (0x40_1000, 12)] {
+            tlb.fill(Access::Read, page, Kind::USER, RamOffset(0), bits);
+        }
+        tlb.forget_page(0x3f_f000);
+        let hit = |at| tlb.hit(Access::Read, at, 1, Kind::USER).is_some();
+        assert!(!hit(0x20_1000) && !hit(0x20_2000) && hit(0x40_1000));
     }
 }

@@ -135,6 +135,7 @@ impl<W: Width> Helper for Enter<W> {
             };
             let pushed = value.and_then(|value| cpu.push_value::<W>(value));
             if let Err(stop) = pushed {
+                let stop = cpu.stack_stop(stop);
                 return undo(cpu, stop);
             }
         }
@@ -150,6 +151,7 @@ impl<W: Width> Helper for Enter<W> {
             Err(stop) => Err(stop),
         };
         if let Err(stop) = checked {
+            let stop = cpu.stack_stop(stop);
             return undo(cpu, stop);
         }
         cpu.set_stack(sp);
@@ -163,7 +165,10 @@ impl<W: Width> Helper for Leave<W> {
     fn run(cpu: &mut Cpu, _: &Op) -> Flow {
         let sp = cpu.get(RBP);
         let linear = cpu.stack_linear(sp, W::BYTES, false)?;
-        let v = cpu.load_linear::<W>(linear)?;
+        let v = match cpu.load_linear::<W>(linear) {
+            Ok(v) => v,
+            Err(stop) => return Err(cpu.stack_stop(stop)),
+        };
         let sp = sp.wrapping_add(W::BYTES);
         if cpu.flat_stack {
             cpu.put(RSP, sp);

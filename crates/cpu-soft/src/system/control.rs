@@ -11,9 +11,20 @@ use crate::domain::{Domain, Flags, Flow, Helper, Op, Stop, W16, W32, W64, Width,
 use crate::flags::bit;
 use crate::lower::{Lowered, Shape, by_wide, end, go, prefix};
 
-const CR4_KNOWN: u64 = cr::CR4_VME
-    | 2
-    | cr::CR4_TSD
+/// What CR0 has; other bits of its low half read as zero.
+const CR0_KNOWN: u64 = cr::CR0_PE
+    | cr::CR0_MP
+    | cr::CR0_EM
+    | cr::CR0_TS
+    | cr::CR0_ET
+    | cr::CR0_NE
+    | cr::CR0_WP
+    | cr::CR0_AM
+    | cr::CR0_NW
+    | cr::CR0_CD
+    | cr::CR0_PG;
+
+const CR4_KNOWN: u64 = cr::CR4_TSD
     | cr::CR4_DE
     | cr::CR4_PSE
     | cr::CR4_PAE
@@ -52,7 +63,11 @@ impl Cpu {
     }
 
     pub(crate) fn set_cr0(&mut self, value: u64) -> Flow {
-        let value = (value & 0xffff_ffff) | cr::CR0_ET;
+        if value >> 32 != 0 {
+            return Err(self.gp(0));
+        }
+        let value = (value & CR0_KNOWN) | cr::CR0_ET;
+        let changed = value ^ self.system.cr0;
         let paging = value & cr::CR0_PG != 0;
         if (paging && value & cr::CR0_PE == 0)
             || (value & cr::CR0_NW != 0 && value & cr::CR0_CD == 0)
@@ -61,7 +76,11 @@ impl Cpu {
         }
         let mut efer = self.system.efer;
         if paging && self.system.cr0 & cr::CR0_PG == 0 && efer & cr::EFER_LME != 0 {
-            if self.system.cr4 & cr::CR4_PAE == 0 || self.segment(crate::cpu::CS).long {
+            let is_16_bit_task = self.system.tr.kind & 8 == 0;
+            if self.system.cr4 & cr::CR4_PAE == 0
+                || self.segment(crate::cpu::CS).long
+                || is_16_bit_task
+            {
                 return Err(self.gp(0));
             }
             efer |= cr::EFER_LMA;
@@ -74,8 +93,8 @@ impl Cpu {
             }
             efer &= !cr::EFER_LMA;
         }
-        if Self::is_pae(value, self.system.cr4, efer) && (self.system.cr0 ^ value) & cr::CR0_PG != 0
-        {
+        let reloads = cr::CR0_PG | cr::CR0_CD | cr::CR0_NW;
+        if Self::is_pae(value, self.system.cr4, efer) && changed & reloads != 0 {
             self.load_pdptes(self.system.cr3)?;
         }
         self.system.cr0 = value;
@@ -114,13 +133,22 @@ impl Cpu {
         if bad {
             return Err(self.gp(0));
         }
-        if Self::is_pae(self.system.cr0, value, self.system.efer) {
+        let reloads = cr::CR4_PAE | cr::CR4_PGE | cr::CR4_PSE | cr::CR4_SMEP;
+        if Self::is_pae(self.system.cr0, value, self.system.efer) && changed & reloads != 0 {
             self.load_pdptes(self.system.cr3)?;
         }
         self.system.cr4 = value;
         self.tlb.flush();
         self.refresh();
         Ok(())
+    }
+
+    /// #UD for control registers that do not exist, whoever asks.
+    fn known_cr(&mut self, number: u8) -> Flow {
+        match number {
+            0 | 2 | 3 | 4 | 8 => Ok(()),
+            _ => Err(self.ud()),
+        }
     }
 
     fn read_cr(&mut self, number: u8) -> Result<u64, Stop> {
@@ -221,21 +249,23 @@ impl Cpu {
             return Err(self.ud());
         }
         self.supervisor()?;
-        let what = self.get(op.dst);
+        let what = native(self, self.get(op.dst));
         let pcid = self.load_at::<W64>(op, 0)?;
         let linear = self.load_at::<W64>(op, 8)?;
         let without = what < 2 && pcid != 0 && self.system.cr4 & cr::CR4_PCIDE == 0;
         if what > 3 || pcid >> 12 != 0 || without || (what == 0 && !self.canonical(linear)) {
             return Err(self.gp(0));
         }
-        let present = self.system.cr3 & 0xfff == pcid;
+        // Without PCIDs there is but one, and these bits of CR3 are something else.
+        let pcids = self.system.cr4 & cr::CR4_PCIDE != 0;
+        let present = !pcids || self.system.cr3 & 0xfff == pcid;
         match what {
             0 if present => self.tlb.forget_page(linear),
             0 | 1 if !present => self.tlb.forget_pcid(pcid as u16),
-            1 => self.tlb.switch(pcid as u16, false),
+            1 if pcids => self.tlb.switch(pcid as u16, false),
             _ => {
                 self.tlb.flush();
-                if self.system.cr4 & cr::CR4_PCIDE != 0 {
+                if pcids {
                     self.tlb.switch((self.system.cr3 & 0xfff) as u16, false);
                 }
             }
@@ -326,6 +356,7 @@ fn native(cpu: &Cpu, value: u64) -> u64 {
 
 helpers! {
     ReadCr => |cpu, op| {
+        cpu.known_cr(op.src)?;
         cpu.supervisor()?;
         let value = cpu.read_cr(op.src)?;
         let value = native(cpu, value);
@@ -333,6 +364,7 @@ helpers! {
         Ok(())
     },
     WriteCr => |cpu, op| {
+        cpu.known_cr(op.dst)?;
         cpu.supervisor()?;
         let value = native(cpu, cpu.get(op.src));
         cpu.write_cr(op.dst, value, op)
@@ -344,6 +376,7 @@ helpers! {
             7 => cpu.system.dr7,
             n => cpu.system.dr.get(usize::from(n)).copied().unwrap_or(0),
         };
+        let value = native(cpu, value);
         cpu.put(op.dst, value);
         Ok(())
     },
@@ -355,7 +388,7 @@ helpers! {
         }
         match number {
             6 => cpu.system.dr6 = (value & 0xe00f) | 0xffff_0ff0,
-            7 => cpu.system.dr7 = (value & 0xffff_2fff) | 0x400,
+            7 => cpu.system.dr7 = (value & 0xffff_23ff) | 0x400,
             n => if let Some(slot) = cpu.system.dr.get_mut(usize::from(n)) {
                 *slot = value;
             },
@@ -402,7 +435,7 @@ helpers! {
     Sidt => |cpu, op| cpu.store_table(op, cpu.system.idtr),
     Invlpg => |cpu, op| {
         cpu.supervisor()?;
-        let linear = cpu.offset_of(op).wrapping_add(cpu.base_of(op.seg));
+        let linear = cpu.offset_of(op).wrapping_add(cpu.base_of(op.seg)) & cpu.linear_mask;
         cpu.tlb.forget_page(linear);
         cpu.branch_on(op)
     },
@@ -462,9 +495,6 @@ helpers! {
         Ok(())
     },
     Ud => |cpu, _| Err(cpu.ud()),
-    Monitor => |cpu, _| {
-        cpu.supervisor()
-    },
     Xgetbv => |cpu, _| {
         if cpu.system.cr4 & cr::CR4_OSXSAVE == 0 {
             return Err(cpu.ud());
@@ -546,7 +576,6 @@ pub(crate) fn lower<D: Domain>(i: &Instruction, s: &Shape) -> Option<Lowered<D>>
             go(helper::<D, Fence>)
         }
         Mnemonic::Ud2 | Mnemonic::Ud0 | Mnemonic::Ud1 => end(helper::<D, Ud>),
-        Mnemonic::Monitor | Mnemonic::Mwait => go(helper::<D, Monitor>),
         Mnemonic::Xgetbv => go(helper::<D, Xgetbv>),
         Mnemonic::Xsetbv => end(helper::<D, Xsetbv>),
         Mnemonic::Rdfsbase

@@ -17,6 +17,7 @@ pub(crate) struct Features {
     pub xsave: bool,
     pub avx: bool,
     pub rdrand: bool,
+    pub gigabyte_pages: bool,
 }
 
 impl Features {
@@ -35,6 +36,7 @@ impl Features {
             xsave: has(one.ecx, 26),
             avx: has(one.ecx, 28),
             rdrand: has(one.ecx, 30),
+            gigabyte_pages: has(table.answer(0x8000_0001, 0).edx, 26),
         }
     }
 }
@@ -84,9 +86,9 @@ impl Model {
     }
 }
 
-/// Bits of leaf 1 EDX: FPU VME DE PSE TSC MSR PAE MCE CX8 APIC SEP MTRR PGE MCA CMOV PAT PSE36
+/// Bits of leaf 1 EDX: FPU DE PSE TSC MSR PAE MCE CX8 APIC SEP MTRR PGE MCA CMOV PAT PSE36
 /// CLFLUSH MMX FXSR SSE SSE2.
-const ONE_EDX: u32 = 0x0789_fbfd | 1;
+const ONE_EDX: u32 = 0x078b_fbfd;
 
 fn text(name: &[u8; 12]) -> [u32; 3] {
     let word = |at: usize| {
@@ -173,8 +175,10 @@ fn extended(set: &mut impl FnMut(u32, Option<u32>, [u32; 4]), model: Model) {
     let max = model == Model::Max;
     let [v0, v1, v2] = text(b"AuthenticAMD");
     set(0x8000_0000, None, [0x8000_0008, v0, v2, v1]);
-    // SYSCALL NX RDTSCP LM besides leaf 1's; LAHF, and LZCNT for max.
-    let ext_edx = (1 << 11) | (1 << 20) | (1 << 29) | (u32::from(max) << 27);
+    // SYSCALL NX LM besides leaf 1's, and for max pages of 1 GiB and RDTSCP; LAHF, and LZCNT for
+    // max.
+    let for_max = if max { (1 << 26) | (1 << 27) } else { 0 };
+    let ext_edx = (1 << 11) | (1 << 20) | (1 << 29) | for_max;
     let ext_ecx = 1 | (u32::from(max) << 5);
     set(
         0x8000_0001,

@@ -10,10 +10,21 @@ use crate::system::segment::{code_of, null, system_type};
 /// Where an interrupt comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Origin {
-    /// INT n, INT3, INTO.
+    /// INT n, INT3, INTO: gates have a DPL for them.
     Software,
-    /// An exception or an interrupt from outside.
-    Hardware,
+    /// An exception; INT1 is one in this respect.
+    Exception,
+    /// An interrupt from outside, or an NMI.
+    External,
+}
+
+/// Whether an exception is a fault: the frame's RF then is set, so that a breakpoint at the
+/// instruction does not match again (Intel SDM 3, "Instruction-Breakpoint Exception Condition").
+fn is_fault(number: u8) -> bool {
+    !matches!(
+        number,
+        vector::DB | vector::NMI | vector::BP | vector::OF | vector::DF | vector::MC
+    )
 }
 
 /// A gate of the IDT, checked.
@@ -33,21 +44,24 @@ struct Switch {
 impl Cpu {
     /// Delivers an exception, and the double fault it may become. `Err`: triple fault, or the
     /// tables are where the CPU cannot read them by itself.
-    pub(crate) fn deliver_fault(&mut self, first: Fault) -> Result<(), ()> {
-        let mut fault = first;
-        let mut doubled = fault.vector == vector::DF;
+    pub(crate) fn deliver_fault(&mut self, first: Fault, origin: Origin) -> Result<(), ()> {
+        let (mut fault, mut origin) = (first, origin);
+        let mut doubled = fault.vector == vector::DF && origin == Origin::Exception;
         loop {
-            if fault.vector == vector::DB {
+            if fault.vector == vector::DB && origin == Origin::Exception {
                 self.system.dr7 &= !(1 << 13);
             }
-            match self.interrupt(fault.vector, fault.error, Origin::Hardware) {
+            match self.interrupt(fault.vector, fault.error, origin) {
                 Ok(()) => return Ok(()),
                 Err(Stop::Fault) => {
                     let second = self.fault;
                     if doubled {
                         return Err(());
                     }
-                    if makes_double(fault.vector, second.vector) {
+                    // Interrupts from outside are benign, whatever their number.
+                    let is_exception = origin == Origin::Exception;
+                    origin = Origin::Exception;
+                    if is_exception && makes_double(fault.vector, second.vector) {
                         doubled = true;
                         fault = Fault {
                             vector: vector::DF,
@@ -73,6 +87,14 @@ impl Cpu {
             }
         });
         self.alone = alone;
+        let selects = matches!(
+            self.fault.vector,
+            vector::TS | vector::NP | vector::SS | vector::GP
+        );
+        if result == Err(Stop::Fault) && origin != Origin::Software && selects {
+            // EXT: the program did not ask for the event that met this fault.
+            self.fault.error = self.fault.error.map(|error| error | 1);
+        }
         result
     }
 
@@ -93,8 +115,7 @@ impl Cpu {
     }
 
     fn gate(&mut self, number: u8, origin: Origin) -> Result<Gate, Stop> {
-        let ext = u32::from(origin == Origin::Hardware);
-        let code = u32::from(number) * 8 + 2 + ext;
+        let code = u32::from(number) * 8 + 2;
         let size = if self.long_mode() { 16 } else { 8 };
         let at = u64::from(number) * size;
         if at + size - 1 > u64::from(self.system.idtr.limit) {
@@ -136,21 +157,25 @@ impl Cpu {
     }
 
     fn protected_interrupt(&mut self, number: u8, error: Option<u32>, origin: Origin) -> Flow {
-        let ext = u32::from(origin == Origin::Hardware);
         let gate = self.gate(number, origin)?;
         if gate.selector & !3 == 0 {
-            return Err(self.gp(ext));
+            return Err(self.gp(0));
         }
         let code = self.descriptor(gate.selector, vector::GP)?;
         let bad_long = self.long_mode() && (!code.long() || code.big());
         if !code.is_code() || code.dpl() > self.cpl || bad_long {
-            return Err(self.gp(code_of(gate.selector) + ext));
+            return Err(self.gp(code_of(gate.selector)));
         }
         if !code.present() {
-            return Err(self.raise(vector::NP, Some(code_of(gate.selector) + ext)));
+            return Err(self.raise(vector::NP, Some(code_of(gate.selector))));
         }
         let old = (self.segment(SS), self.get(RSP));
-        let back = (self.rflags(), self.segment(CS).selector, self.rip);
+        let rf = if origin == Origin::Exception && is_fault(number) {
+            bit::RF
+        } else {
+            0
+        };
+        let back = (self.rflags() | rf, self.segment(CS).selector, self.rip);
         let from_v86 = self.v86();
         let cpl = if code.conforming() {
             self.cpl
@@ -231,7 +256,7 @@ impl Cpu {
     }
 
     /// A stack pointer of a 64-bit TSS: slot 0 to 2 are RSP0 to RSP2, 4 to 10 are IST1 to IST7.
-    fn tss64(&mut self, slot: u64) -> Result<u64, Stop> {
+    pub(crate) fn tss64(&mut self, slot: u64) -> Result<u64, Stop> {
         let at = 4 + slot * 8;
         if at + 7 > u64::from(self.system.tr.limit) {
             let selector = self.system.tr.selector;

@@ -252,16 +252,27 @@ impl Cpu {
         Ok(descriptor.segment(selector))
     }
 
+    /// The second half of a 16-byte descriptor of long mode. It must not look like a descriptor
+    /// itself: its type is zero.
+    pub(crate) fn upper_half(&mut self, selector: u16) -> Result<u64, Stop> {
+        let next = selector.checked_add(8);
+        let upper = match next {
+            Some(next) => self.descriptor(next, vector::GP),
+            None => Err(self.gp(0)),
+        };
+        match upper {
+            Ok(upper) if upper.raw & (0x1f << 40) == 0 => Ok(upper.raw),
+            Err(stop) if stop != Stop::Fault || self.fault.vector != vector::GP => Err(stop),
+            _ => Err(self.gp(code_of(selector))),
+        }
+    }
+
     /// The high half of a 16-byte descriptor's base, in long mode.
     fn upper_base(&mut self, descriptor: Descriptor, selector: u16) -> Result<u64, Stop> {
         if !self.long_mode() {
             return Ok(0);
         }
-        let offset = u64::from(selector & !7);
-        if offset + 15 > u64::from(self.system.gdtr.limit) {
-            return Err(self.gp(code_of(selector)));
-        }
-        let high = self.load_system(descriptor.at.wrapping_add(8), 8)?;
+        let high = self.upper_half(selector)?;
         let base = (high & 0xffff_ffff) << 32;
         if !self.canonical(base | descriptor.segment(selector).base) {
             return Err(self.gp(code_of(selector)));

@@ -39,10 +39,11 @@ impl Cpu {
         if target.is_code() {
             return self.far_direct::<W>(target, selector, offset, back);
         }
-        let gate = matches!(
-            target.kind(),
-            system_type::CALL_GATE16 | system_type::CALL_GATE32
-        );
+        let gate = match target.kind() {
+            system_type::CALL_GATE32 => true,
+            system_type::CALL_GATE16 => !self.long_mode(),
+            _ => false,
+        };
         if target.code_or_data() || !gate {
             // A TSS or a task gate: hardware task switches are not built and refused here.
             return Err(self.gp(code_of(selector)));
@@ -108,17 +109,17 @@ impl Cpu {
             offset |= (gate.raw >> 32) & 0xffff_0000;
         }
         if self.long_mode() {
-            if !wide {
-                return Err(self.gp(code_of(selector)));
-            }
-            offset |= (self.load_system(gate.at.wrapping_add(8), 8)? & 0xffff_ffff) << 32;
+            let upper = self.upper_half(selector)?;
+            offset |= (upper & 0xffff_ffff) << 32;
         }
         if code_selector & !3 == 0 {
             return Err(self.gp(0));
         }
         let code = self.descriptor(code_selector, vector::GP)?;
         let bad_long = self.long_mode() && (!code.long() || code.big());
-        if !code.is_code() || code.dpl() > self.cpl || bad_long {
+        // A jump does not change the privilege.
+        let inner_jump = back.is_none() && !code.conforming() && code.dpl() != self.cpl;
+        if !code.is_code() || code.dpl() > self.cpl || bad_long || inner_jump {
             return Err(self.gp(code_of(code_selector)));
         }
         if !code.present() {
@@ -137,9 +138,6 @@ impl Cpu {
         back: Option<u64>,
     ) -> Flow {
         let more = back.is_some() && !code.conforming() && code.dpl() < self.cpl;
-        if back.is_none() && !code.conforming() && code.dpl() != self.cpl {
-            return Err(self.gp(code_of(code_selector)));
-        }
         let cpl = if more { code.dpl() } else { self.cpl };
         let old = (
             self.segment(SS).selector,
@@ -180,8 +178,7 @@ impl Cpu {
 
     fn gate_stack(&mut self, cpl: u8) -> Flow {
         if self.long_mode() {
-            let at = self.system.tr.base.wrapping_add(4 + u64::from(cpl) * 8);
-            let sp = self.load_system(at, 8)?;
+            let sp = self.tss64(u64::from(cpl))?;
             let new = Segment {
                 dpl: cpl,
                 ..null(u16::from(cpl))
@@ -280,8 +277,7 @@ impl Cpu {
             let sp = self.get(RSP).wrapping_add(W::BYTES * 2 + release);
             self.set_stack(sp);
             self.load_real(CS, selector);
-            self.rip = ip & 0xffff;
-            return Err(Stop::Branch);
+            return self.land(ip);
         }
         self.return_to::<W>(ip, selector, W::BYTES * 2, release, false)
     }
@@ -308,17 +304,19 @@ impl Cpu {
             if !self.v86() {
                 mask |= bit::IOPL;
             }
-            self.set_rflags(flags, mask);
+            self.set_rflags(flags & !bit::RF, mask);
             self.load_real(CS, selector);
-            self.rip = ip & 0xffff;
-            return Err(Stop::Branch);
+            return self.land(ip);
         }
         if !self.long_mode() && self.cpl == 0 && W::BITS == 32 && flags & bit::VM != 0 {
             return self.iret_to_v86(ip, selector, flags);
         }
         let cpl = self.cpl;
         if cpl == 0 {
-            mask |= bit::IOPL | bit::VIF | bit::VIP;
+            mask |= bit::IOPL;
+            if W::BITS > 16 {
+                mask |= bit::VIF | bit::VIP;
+            }
         }
         if cpl <= self.iopl() {
             mask |= bit::IF;
@@ -326,7 +324,7 @@ impl Cpu {
         let always = self.is64();
         match self.return_to::<W>(ip, selector, W::BYTES * 3, 0, always) {
             Err(Stop::Branch) => {
-                self.set_rflags(flags, mask);
+                self.set_rflags(flags & !bit::RF, mask);
                 Err(Stop::Branch)
             }
             other => other,
@@ -340,7 +338,7 @@ impl Cpu {
         }
         let [sp, ss, es, ds, fs, gs] = values;
         self.set_rflags(
-            flags,
+            flags & !bit::RF,
             LOADABLE | bit::IF | bit::IOPL | bit::VM | bit::VIF | bit::VIP,
         );
         for (seg, value) in [(SS, ss), (ES, es), (DS, ds), (FS, fs), (GS, gs)] {
@@ -348,17 +346,15 @@ impl Cpu {
         }
         self.load_real(CS, selector);
         self.put(RSP, sp);
-        self.rip = ip & 0xffff;
-        Err(Stop::Branch)
+        self.land(ip)
     }
 
-    fn software_interrupt(&mut self, number: u8, op: &Op) -> Flow {
-        if self.v86() && self.iopl() < 3 && number != vector::BP {
-            return Err(self.gp(0));
-        }
+    /// INT3 and INTO, which virtual-8086 mode does not restrict; INT1, which is not bound by the
+    /// gate's DPL either.
+    fn software_interrupt(&mut self, number: u8, origin: Origin, op: &Op) -> Flow {
         let before = self.rip;
         self.rip = self.next_ip_of(op);
-        match self.interrupt(number, None, Origin::Software) {
+        match self.interrupt(number, None, origin) {
             Ok(()) => Err(Stop::Branch),
             Err(stop) => {
                 self.rip = before;
@@ -513,7 +509,8 @@ struct Iret<W>(std::marker::PhantomData<W>);
 impl<W: Width> Helper for Iret<W> {
     fn run(cpu: &mut Cpu, _: &Op) -> Flow {
         let result = cpu.attempt(Cpu::iret::<W>);
-        if result == Err(Stop::Branch) {
+        // Also if it faults (Intel SDM 3, "Handling Multiple NMIs").
+        if matches!(result, Err(Stop::Branch | Stop::Fault)) {
             cpu.nmi_masked = false;
         }
         result
@@ -521,12 +518,17 @@ impl<W: Width> Helper for Iret<W> {
 }
 
 helpers! {
-    Int => |cpu, op| cpu.software_interrupt(op.imm as u8, op),
-    Int3 => |cpu, op| cpu.software_interrupt(vector::BP, op),
-    Int1 => |cpu, op| cpu.software_interrupt(vector::DB, op),
+    Int => |cpu, op| {
+        if cpu.v86() && cpu.iopl() < 3 {
+            return Err(cpu.gp(0));
+        }
+        cpu.software_interrupt(op.imm as u8, Origin::Software, op)
+    },
+    Int3 => |cpu, op| cpu.software_interrupt(vector::BP, Origin::Software, op),
+    Int1 => |cpu, op| cpu.software_interrupt(vector::DB, Origin::Exception, op),
     Into => |cpu, op| {
         if cpu.rflags() & bit::OF != 0 {
-            return cpu.software_interrupt(vector::OF, op);
+            return cpu.software_interrupt(vector::OF, Origin::Software, op);
         }
         Ok(())
     },

@@ -6,6 +6,10 @@
     reason = "each test file uses a part of it, and may panic"
 )]
 
+pub mod gates;
+pub mod machine;
+pub mod random;
+
 use std::sync::Arc;
 
 use cpu_soft::{Model, SoftAccelerator, table};
@@ -90,7 +94,11 @@ pub fn prepare_long_mode(memory: &GuestMemory) {
 
 /// 64-bit supervisor state with everything usual on.
 pub fn long_state(vcpu: &dyn Vcpu, rip: u64) -> VcpuState {
-    let mut state = vcpu.state().unwrap();
+    long_state_of(vcpu.state().unwrap(), rip)
+}
+
+/// The same from a state that was taken before.
+pub fn long_state_of(mut state: VcpuState, rip: u64) -> VcpuState {
     state.system.cr0 = 0x8001_0033;
     state.system.cr3 = TABLES;
     state.system.cr4 = 0x4_06b0;
@@ -120,8 +128,12 @@ pub fn long_state(vcpu: &dyn Vcpu, rip: u64) -> VcpuState {
 }
 
 pub fn vcpu(memory: &Arc<GuestMemory>, index: u32) -> Box<dyn Vcpu> {
+    vcpu_of(Model::Max, memory, index)
+}
+
+pub fn vcpu_of(model: Model, memory: &Arc<GuestMemory>, index: u32) -> Box<dyn Vcpu> {
     SoftAccelerator::new(Arc::clone(memory))
-        .create_vcpu(index, table(Model::Max, index, 2))
+        .create_vcpu(index, table(model, index, 2))
         .unwrap()
 }
 
