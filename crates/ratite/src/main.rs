@@ -6,6 +6,7 @@ mod manual;
 mod newcomer;
 mod qapi_command;
 mod qmp_shell;
+mod service_option;
 mod storage_daemon;
 mod system;
 

@@ -17,7 +17,7 @@ use qmp_client::{Address, Client, ConnectOptions};
 use crate::qmp_shell;
 use crate::storage_daemon::{EndSignals, control_runtime};
 use crate::system::options::Given;
-use crate::system::{System, machine_options_of};
+use crate::system::{System, machine_options_of, machine_storage};
 
 /// Size of the disk that the newcomer gets.
 const DISK_SIZE: u64 = 10 << 30;
@@ -40,9 +40,12 @@ fn run() -> anyhow::Result<ExitStatus> {
     let given = options(folder.path());
     let served = runtime.block_on(async {
         let mut signals = EndSignals::take()?;
-        crate::storage_daemon::create_disk(&runtime, &disk_path(folder.path()), DISK_SIZE).await?;
         let machine = machine_options_of(&given).map_err(anyhow::Error::msg)?;
-        let mut system = System::set_up(&runtime, &given, machine)
+        let storage = machine_storage(&runtime)?;
+        let path = disk_path(folder.path());
+        let made = storage.create_disk(&path, DISK_SIZE).await;
+        made.map_err(|error| anyhow::anyhow!(error.desc))?;
+        let mut system = System::set_up(storage, &given, machine)
             .await
             .map_err(anyhow::Error::msg)?;
         print!("{}", welcome(folder.path()));

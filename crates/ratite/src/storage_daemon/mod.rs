@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::keyval::Options;
-use api::{BlockExportOptions, Interface, MonitorMode, MonitorOptions, NbdServerOptions, QmpError};
+use api::{Interface, MonitorMode, MonitorOptions, QmpError};
 use chardev::ChardevClaim;
 use monitor::{MonitorServer, version_info};
 use storage_service::StorageService;
@@ -20,6 +20,7 @@ use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
 
+use crate::service_option;
 use options::{CommandLine, Parsed, Step};
 
 /// Threads of the control side. Handlers that block use threads of their own.
@@ -207,30 +208,9 @@ impl Daemon {
     /// # Errors
     /// Words for people.
     pub(crate) async fn set_up(&self, step: &Step) -> Result<(), QmpError> {
-        let text = step.text.as_str();
         match step.option {
-            "object" => {
-                let options = Options::parse(text, Some("qom-type"))?.read()?;
-                self.service.add_object(options).await
-            }
-            "chardev" => {
-                let arguments = chardev_option::parse(text)?;
-                self.service.add_chardev(arguments).await
-            }
-            "blockdev" => {
-                let options = Options::parse(text, Some("driver"))?.read()?;
-                self.service.add_node(options).await
-            }
-            "monitor" => self.add_monitor(Options::parse(text, Some("chardev"))?.read()?),
-            "nbd-server" => {
-                let options: NbdServerOptions = Options::parse(text, None)?.read()?;
-                self.service.start_nbd_server(options).await
-            }
-            "export" => {
-                let options: BlockExportOptions = Options::parse(text, Some("type"))?.read()?;
-                self.service.add_export(options).await
-            }
-            other => Err(QmpError::generic(format!("unknown option '{other}'"))),
+            "monitor" => self.add_monitor(Options::parse(&step.text, Some("chardev"))?.read()?),
+            option => service_option::add(&self.service, option, &step.text).await,
         }
     }
 
@@ -267,15 +247,4 @@ impl Daemon {
         self.service.close().await;
         self.monitors.close().await;
     }
-}
-
-/// Makes a sparse qcow2 image.
-///
-/// # Errors
-/// Words for people.
-pub(crate) async fn create_disk(runtime: &Runtime, path: &str, size: u64) -> anyhow::Result<()> {
-    let service = StorageService::new(runtime.handle().clone())?;
-    let made = service.create_disk(path, size).await;
-    service.close().await;
-    made.map_err(|error| anyhow::anyhow!(error.desc))
 }

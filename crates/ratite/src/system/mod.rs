@@ -21,11 +21,16 @@ use storage_service::StorageService;
 use tokio::runtime::Runtime;
 use tokio::sync::Notify;
 
-use crate::storage_daemon::{EndSignals, background, chardev_option, control_runtime};
+use crate::service_option::{self, SERVICE_OPTIONS};
+use crate::storage_daemon::{EndSignals, background, control_runtime};
 use drive::{Drive, Interface as DriveInterface};
 use legacy_chardev::LegacyChardev;
 use machine_options::{MachineOptions, Wanted};
 use options::{Given, Parsed};
+
+/// How many of [`SERVICE_OPTIONS`] come before the machine, which uses what they make; the others
+/// offer what is there then, the machine's disks too.
+const BEFORE_THE_MACHINE: usize = 3;
 
 /// Runs the personality; `program` is the name for messages.
 pub(crate) fn main(program: &str, arguments: Vec<OsString>) -> ExitCode {
@@ -75,7 +80,7 @@ fn run(program: &str, given: &[Given], daemonize: bool) -> Result<ExitCode, Stri
         let mut signals =
             EndSignals::take().map_err(|error| format!("cannot wait for signals: {error}"))?;
         let mut system = tokio::select! {
-            system = System::set_up(&runtime, given, machine) => system?,
+            system = System::new(&runtime, given, machine) => system?,
             () = signals.any() => return Ok(ExitStatus(0)),
         };
         let pidfile = given.iter().rev().find(|given| given.option == "pidfile");
@@ -132,15 +137,24 @@ fn of_option(given: &Given) -> impl Fn(QmpError) -> String {
 
 impl System {
     /// Makes everything that the options ask for; the machine is on and stands.
-    pub(crate) async fn set_up(
+    pub(crate) async fn new(
         runtime: &Runtime,
         given: &[Given],
         machine: MachineOptions,
     ) -> Result<Self, String> {
-        let handle = runtime.handle().clone();
-        let storage = StorageService::with_types(handle.clone(), machine_pc::register_types)
-            .map_err(|error| format!("cannot start: {error}"))?;
-        set_up_storage(&storage, given).await?;
+        let storage = machine_storage(runtime).map_err(|error| format!("cannot start: {error}"))?;
+        Self::set_up(storage, given, machine).await
+    }
+
+    /// The same over a service that may have something already.
+    pub(crate) async fn set_up(
+        storage: StorageService,
+        given: &[Given],
+        machine: MachineOptions,
+    ) -> Result<Self, String> {
+        let handle = tokio::runtime::Handle::current();
+        let (parts, _) = SERVICE_OPTIONS.split_at(BEFORE_THE_MACHINE);
+        add_to_service(&storage, given, parts).await?;
         let drives = add_drives(&storage, given).await?;
         let services = DeviceServices {
             chardevs: Arc::clone(storage.chardevs()),
@@ -215,20 +229,8 @@ impl System {
             };
             added.map_err(of_option(one))?;
         }
-        for one in given {
-            let done = match one.option {
-                "nbd-server" => match Options::parse(&one.text, None).and_then(Options::read) {
-                    Ok(options) => self.storage.start_nbd_server(options).await,
-                    Err(error) => Err(error),
-                },
-                "export" => match Options::parse(&one.text, Some("type")).and_then(Options::read) {
-                    Ok(options) => self.storage.add_export(options).await,
-                    Err(error) => Err(error),
-                },
-                _ => continue,
-            };
-            done.map_err(of_option(one))?;
-        }
+        let (_, exports) = SERVICE_OPTIONS.split_at(BEFORE_THE_MACHINE);
+        add_to_service(&self.storage, given, exports).await?;
         let powered = self.machine.ask(|control| control.power_on()).await;
         powered
             .and_then(|powered| powered)
@@ -426,29 +428,25 @@ impl System {
     }
 }
 
-async fn set_up_storage(storage: &StorageService, given: &[Given]) -> Result<(), String> {
-    for one in given.iter().filter(|one| one.option == "object") {
-        let options = Options::parse(&one.text, Some("qom-type")).and_then(Options::read);
-        let added = match options {
-            Ok(options) => storage.add_object(options).await,
-            Err(error) => Err(error),
-        };
-        added.map_err(of_option(one))?;
-    }
-    for one in given.iter().filter(|one| one.option == "chardev") {
-        let added = match chardev_option::parse(&one.text) {
-            Ok(arguments) => storage.add_chardev(arguments).await,
-            Err(error) => Err(error),
-        };
-        added.map_err(of_option(one))?;
-    }
-    for one in given.iter().filter(|one| one.option == "blockdev") {
-        let options = Options::parse(&one.text, Some("driver")).and_then(Options::read);
-        let added = match options {
-            Ok(options) => storage.add_node(options).await,
-            Err(error) => Err(error),
-        };
-        added.map_err(of_option(one))?;
+/// A storage service with the objects of a machine.
+///
+/// # Errors
+/// When the data side cannot be started.
+pub(crate) fn machine_storage(runtime: &Runtime) -> std::io::Result<StorageService> {
+    StorageService::with_types(runtime.handle().clone(), machine_pc::register_types)
+}
+
+/// Does what the options of these names ask for, all of one name before those of the next.
+async fn add_to_service(
+    storage: &StorageService,
+    given: &[Given],
+    names: &[&str],
+) -> Result<(), String> {
+    for name in names {
+        for one in given.iter().filter(|one| one.option == *name) {
+            let added = service_option::add(storage, name, &one.text).await;
+            added.map_err(of_option(one))?;
+        }
     }
     Ok(())
 }
@@ -485,7 +483,7 @@ mod tests {
         }];
         runtime.block_on(async {
             let machine = machine_options_of(&given).unwrap();
-            let system = System::set_up(&runtime, &given, machine).await.unwrap();
+            let system = System::new(&runtime, &given, machine).await.unwrap();
             let mut table = system
                 .storage
                 .commands(Interface::MACHINE, Arc::clone(&system.quit));
