@@ -356,8 +356,9 @@ fn a_halted_guest_needs_a_reset() {
     machine.wait_for("tick 4");
     machine.type_line("halt");
     machine.wait_for("halt\r\nhalt\r\n");
-    let registers = hmp(&mut qmp, "info registers");
-    assert!(registers.contains("HLT=1"), "{registers}");
+    wait_until("the guest halts", || {
+        hmp(&mut qmp, "info registers").contains("HLT=1")
+    });
     let before = machine.tick_page(&mut qmp);
     std::thread::sleep(TWO_TICKS);
     assert_eq!(before.bytes(), machine.tick_page(&mut qmp).bytes());
