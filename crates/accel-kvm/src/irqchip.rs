@@ -286,6 +286,27 @@ mod tests {
     }
 
     #[test]
+    fn a_refusal_says_which_mode() {
+        if std::env::var_os("RATITE_NO_KVM").is_some_and(|value| value == "1") {
+            eprintln!("skipped: RATITE_NO_KVM=1 says that this host has no /dev/kvm");
+            return;
+        }
+        let kvm = kvm_ioctls::Kvm::new().unwrap();
+        for (mode, words) in [
+            (IrqchipMode::On, "Create kernel irqchip failed: "),
+            (IrqchipMode::Split, "Could not enable split irqchip mode: "),
+        ] {
+            let vm = kvm.create_vm().unwrap();
+            create(&vm, IrqchipMode::Off).unwrap();
+            // The second time there are some already; a kernel without any refuses the first time.
+            let results = [create(&vm, mode), create(&vm, mode)];
+            let error = results.into_iter().find_map(Result::err).unwrap();
+            assert!(error.to_string().starts_with(words), "{error}");
+            assert!(matches!(error, KvmError::Irqchip { mode: named, .. } if named == mode));
+        }
+    }
+
+    #[test]
     fn chips_go_round() {
         let state = ChipState {
             chip: KVM_IRQCHIP_IOAPIC,

@@ -39,7 +39,8 @@
 //! # Where it was tried
 //!
 //! In all three modes, with one and two vCPUs, on Linux 6.18 with `kvm_pvm`, which emulates each instruction of a guest.
-//! Not on `kvm_intel` and `kvm_amd`.
+//! There a local APIC in the kernel shows no interrupt in service while it is handled, and a level interrupt comes once
+//! more when its line falls before its end. Not on `kvm_intel` and `kvm_amd`.
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 
 mod accelerator;

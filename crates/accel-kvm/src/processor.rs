@@ -11,7 +11,8 @@ use kvm_bindings::{
 };
 use kvm_ioctls::VcpuFd;
 use vcpu::{
-    Completion, CpuidTable, Exit, Kick, Kicker, LocalApicState, Vcpu, VcpuError, VcpuState,
+    Activity, Completion, CpuidTable, Exit, Kick, Kicker, LocalApicState, Vcpu, VcpuError,
+    VcpuState,
 };
 
 use crate::accelerator::Machine;
@@ -388,6 +389,13 @@ impl Vcpu for KvmVcpu {
     }
 
     fn inject_nmi(&mut self) -> Result<(), VcpuError> {
+        if self.has_apic() {
+            let activity = state::activity(&self.fd)?;
+            if matches!(activity, Activity::WaitsForInit | Activity::WaitsForStartUp) {
+                // INIT would drop it; until then the kernel would take it for a reason not to wait.
+                return Ok(());
+            }
+        }
         self.fd.nmi().map_err(refused("inject an NMI"))?;
         Ok(())
     }

@@ -247,7 +247,7 @@ fn to_events(state: &VcpuState) -> kvm_vcpu_events {
 }
 
 /// What the processor does. The kernel takes INIT and start-up messages that wait when it is asked.
-fn activity(vcpu: &VcpuFd) -> Result<Activity, VcpuError> {
+pub(crate) fn activity(vcpu: &VcpuFd) -> Result<Activity, VcpuError> {
     let state = vcpu
         .get_mp_state()
         .map_err(refused("say what a vCPU does"))?;

@@ -413,6 +413,8 @@ fn a_processor_starts_another_which_answers() {
             a.hlt()
         });
         let mut other = guest.vcpu(1);
+        // Nobody is there to take it, now or when the processor has been started.
+        other.inject_nmi().unwrap();
         for _ in 0..2 {
             let waits = other.state().unwrap().local_apic.unwrap().activity;
             assert_eq!(waits, Activity::WaitsForInit);

@@ -107,6 +107,11 @@ mod tests {
     }
 
     /// The code sections: each with its address.
+    #[expect(
+        clippy::indexing_slicing,
+        clippy::unwrap_used,
+        reason = "a panic is how a test fails"
+    )]
     fn code(image: &[u8]) -> impl Iterator<Item = (u64, &[u8])> {
         const EXECUTABLE: u64 = 4;
         let at = |place: &[u8]| usize::try_from(number(place)).unwrap();

@@ -365,7 +365,8 @@ impl CpuThread {
         {
             self.start_at(page);
         }
-        if !self.waits_for_start && std::mem::take(&mut inner.nmi) {
+        // A processor that waits to be started takes none, and has no place to go with it when it starts.
+        if std::mem::take(&mut inner.nmi) && !self.waits_for_start {
             self.shared.halted.store(false, Ordering::Relaxed);
             if let Err(error) = self.vcpu.inject_nmi() {
                 self.fail(&error);

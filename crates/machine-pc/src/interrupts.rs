@@ -464,3 +464,170 @@ impl InterruptController for KernelInputs {
         self.0.set_level(ISA_LINES.saturating_add(pin), level);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use vcpu::{Activity, KernelApics, LocalApicState, VcpuError};
+
+    use super::*;
+
+    /// Notes what it is told.
+    #[derive(Default)]
+    struct Notes {
+        lines: Mutex<Vec<(u32, bool)>>,
+        resets: Mutex<u32>,
+        sent: Mutex<Vec<Msi>>,
+        levels: Mutex<Vec<Msi>>,
+        state: Mutex<Vec<ChipState>>,
+    }
+
+    impl KernelApics for Notes {
+        fn send_msi(&self, message: Msi) -> Result<(), VcpuError> {
+            self.sent.lock().push(message);
+            Ok(())
+        }
+    }
+
+    impl SplitIrqchip for Notes {
+        fn set_level_messages(&self, messages: &[Msi]) -> Result<(), VcpuError> {
+            *self.levels.lock() = messages.to_vec();
+            Ok(())
+        }
+    }
+
+    impl FullIrqchip for Notes {
+        fn set_line(&self, line: u32, high: bool) -> Result<(), VcpuError> {
+            self.lines.lock().push((line, high));
+            Ok(())
+        }
+
+        fn set_edge_level(&self, _levels: u16) -> Result<(), VcpuError> {
+            Ok(())
+        }
+
+        fn state(&self) -> Result<Vec<ChipState>, VcpuError> {
+            Ok(self.state.lock().clone())
+        }
+
+        fn set_state(&self, chips: &[ChipState]) -> Result<(), VcpuError> {
+            *self.state.lock() = chips.to_vec();
+            Ok(())
+        }
+
+        fn reset(&self) -> Result<(), VcpuError> {
+            *self.resets.lock() += 1;
+            Ok(())
+        }
+    }
+
+    fn take<T>(list: &Mutex<Vec<T>>) -> Vec<T> {
+        std::mem::take(&mut *list.lock())
+    }
+
+    #[test]
+    fn lines_of_the_accelerators_chips() {
+        let notes = Arc::new(Notes::default());
+        let irqchip = KernelIrqchip::Full(notes.clone());
+        let controllers = Controllers::new(Some(irqchip), &[], &Clock::stepped());
+        let (timer, input) = (
+            controllers.irq(0),
+            IrqLine::new(controllers.ioapic.clone(), 20),
+        );
+        timer.set(true);
+        timer.set(true);
+        timer.set(false);
+        input.set(true);
+        let expected = [(0, true), (0, false), (ISA_LINES + 20, true)];
+        assert_eq!(take(&notes.lines), expected);
+        // After a reset the lines are what devices drive.
+        let [(name, chips)] = &controllers.devices()[..] else {
+            panic!("one device");
+        };
+        assert_eq!(*name, CHIPS_NAME);
+        chips.reset(ResetKind::System);
+        assert_eq!(*notes.resets.lock(), 1);
+        assert_eq!(take(&notes.lines), [(ISA_LINES + 20, true)]);
+        *notes.state.lock() = vec![ChipState {
+            chip: 2,
+            bytes: vec![1, 2, 3],
+        }];
+        let saved = chips.save().unwrap();
+        let before = take(&notes.state);
+        chips.restore(&saved).unwrap();
+        assert_eq!(*notes.state.lock(), before);
+        controllers.msi.send(MsiMessage {
+            address: 0xfee0_1000,
+            data: 0x41,
+        });
+        let sent = Msi {
+            address: 0xfee0_1000,
+            data: 0x41,
+        };
+        assert_eq!(take(&notes.sent), [sent]);
+        assert!(controllers.own_chips().is_none() && controllers.set_edge_level(1));
+        assert!(controllers.of_cpu(0).are_kernels());
+    }
+
+    #[test]
+    fn the_boards_ioapic_at_the_accelerators_apics() {
+        let notes = Arc::new(Notes::default());
+        let irqchip = KernelIrqchip::Split(notes.clone());
+        let cpu = CpuShared::new(0, false);
+        let controllers = Controllers::new(Some(irqchip), &[cpu], &Clock::stepped());
+        let (pic, ioapic) = controllers.own_chips().unwrap();
+        // Input 9: level, vector 0x59, to processor 1.
+        for (select, value) in [(0x23, 1 << 24), (0x22, 0x8059)] {
+            IoHandler::write(ioapic.as_ref(), 0, Width::Dword, select);
+            IoHandler::write(ioapic.as_ref(), 0x10, Width::Dword, value);
+        }
+        let message = Msi {
+            address: 0xfee0_1000,
+            data: 0xc059,
+        };
+        assert_eq!(take(&notes.levels), [message]);
+        let line = controllers.irq(9);
+        line.set(true);
+        assert_eq!(take(&notes.sent), [message]);
+        // Still high when it has ended: again.
+        let (first, second) = (controllers.of_cpu(0), controllers.of_cpu(1));
+        second.end(0x59);
+        assert_eq!(take(&notes.sent), [message]);
+        line.set(false);
+        second.end(0x59);
+        assert_eq!(take(&notes.sent), []);
+        // External interrupts are the first processor's.
+        let part = |part, value: u64| {
+            device::IoParts::write_part(pic.as_ref(), part, 0, Width::Word, value);
+        };
+        // Both bytes of a word: the initialisation, and its second word.
+        part(dev_pc::pic::PicPart::Master, 0x2011);
+        for (offset, value) in [(1, 4), (1, 1), (1, 0)] {
+            let master = dev_pc::pic::PicPart::Master;
+            device::IoParts::write_part(pic.as_ref(), master, offset, Width::Byte, value);
+        }
+        controllers.irq(3).set(true);
+        assert!(first.is_pending() && !second.is_pending());
+        assert_eq!((second.take(), first.take()), (None, Some(0x23)));
+        assert!(!first.is_pending());
+        assert!(first.are_kernels() && first.apic().is_none());
+    }
+
+    #[test]
+    fn what_firmware_does_to_a_local_apic() {
+        let registers = |index| {
+            let mut state = VcpuState {
+                local_apic: Some(LocalApicState {
+                    base: 0xfee0_0800,
+                    activity: Activity::Running,
+                    registers: Box::new([0; vcpu::APIC_REGISTER_BYTES]),
+                }),
+                ..VcpuState::default()
+            };
+            set_up_local_apic(&mut state, index);
+            let apic = state.local_apic.unwrap();
+            [0xf0, 0x350, 0x360].map(|offset| apic.register(offset))
+        };
+        assert_eq!(registers(0), [0x1ff, 0x700, 0x400]);
+        assert_eq!(registers(1), [0x1ff, 0x1_0700, 0x400]);
+    }
+}

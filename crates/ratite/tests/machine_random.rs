@@ -393,3 +393,15 @@ fn a_guest_with_a_disk() {
 fn a_guest_that_spins() {
     run(&[], 1, true);
 }
+
+#[test]
+fn a_guest_on_kvm() {
+    if std::env::var_os("RATITE_NO_KVM").is_some_and(|value| value == "1") {
+        eprintln!("skipped: RATITE_NO_KVM=1 says that this host has no /dev/kvm");
+        return;
+    }
+    let disk = "if=none,id=disk,format=raw,file={dir}/disk.img";
+    let device = "virtio-blk-pci,drive=disk";
+    let options = ["-drive", disk, "-device", device, "-append", "disk=write"];
+    run(&[&["-accel", "kvm"], &options[..]].concat(), 2, false);
+}

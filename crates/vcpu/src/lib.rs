@@ -156,7 +156,8 @@ pub trait Vcpu: Send {
     /// [`Vcpu::can_take_interrupt`] is false.
     fn inject_interrupt(&mut self, vector: u8) -> Result<(), VcpuError>;
 
-    /// Makes an NMI pending. Delivered as soon as no other NMI is being handled.
+    /// Makes an NMI pending. Delivered as soon as no other NMI is being handled. A CPU that waits in
+    /// `run` to be started drops it.
     ///
     /// # Errors
     /// The host refuses.
