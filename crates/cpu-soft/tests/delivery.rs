@@ -12,9 +12,9 @@
 
 mod guest;
 
-use guest::machine::{GP, IDT32, MODES, Machine, Mode, Outcome, UD, expect};
+use guest::machine::{GP, MODES, Machine, Mode, Outcome, expect};
 use guest::random::{Random, cases};
-use guest::{CODE, DATA, HANDLERS, IDT, STACK, TABLES, TSS, gate64, put, word};
+use guest::{CODE, HANDLERS, IDT, TABLES, TSS, gate64, put, word};
 use vcpu::{Event, Exit, VcpuState};
 
 /// Nothing is there.
@@ -603,5 +603,4 @@ fn who_may_change_the_flags() {
             "{what:x?}"
         );
     }
-    let _ = (UD, IDT32, DATA, STACK);
 }

@@ -166,13 +166,8 @@ impl Machine {
                 }
                 let sp = after.registers.general[4];
                 let error = match vector {
-                    _ if mode == Mode::Real => {
-                        if vector == 13 {
-                            0
-                        } else {
-                            u64::MAX
-                        }
-                    }
+                    13 if mode == Mode::Real => 0,
+                    _ if mode == Mode::Real => u64::MAX,
                     8 | 10..=14 => {
                         word(&self.memory, sp) & if long { u64::MAX } else { 0xffff_ffff }
                     }
