@@ -277,6 +277,11 @@ impl SoftVcpu {
                 return self.trap(result == Err(Stop::ExitAfter));
             }
         }
+        if trap && result == Err(Stop::Again) {
+            // An iteration of a string is done: each has its trap, with RIP at the string.
+            self.cpu.drop_replay();
+            return self.trap(false);
+        }
         match result {
             Ok(()) => None,
             // Again alone would not end: what it asks for is what it has.

@@ -72,7 +72,10 @@
 //! * AVX-512, VAES and VPCLMULQDQ by name (their YMM forms run), GFNI, AVX-VNNI, 3DNow!, XOP;
 //!   XSAVES and XRSTORS.
 //! * VMX, SVM, SMM, protection keys, CET, MPX, TSX.
-//! * Hardware task switches: refused with #GP and the selector. VME's redirection.
+//! * Hardware task switches: refused with #GP and the selector. VME and PVI: CR4 has no bits for
+//!   them.
+//! * SYSCALL outside long mode. MONITOR and MWAIT.
+//! * RF in the frame of an interrupt between two iterations of a string.
 //! * Breakpoints of the debug registers (kept, not matched); performance counters; #AC.
 //! * FERR# and IRQ 13: without CR0.NE an x87 exception that waits does nothing. FOP and the
 //!   selectors of the x87's last instruction read as zero.
@@ -92,13 +95,20 @@
 //! every x87 instruction that the decoder knows, floats under any MXCSR and control word; and
 //! 32-bit code. Undefined flags are left out; the transcendental functions may differ by two
 //! units in the last place, estimates by 3 * 2^-12. System instructions and modes have small
-//! guests with known answers in `tests/system.rs` and `tests/modes.rs`.
+//! guests with known answers in `tests/system.rs` and `tests/modes.rs`, and models written from
+//! the manuals, with random cases: `tests/paging.rs` (walks, rights, error codes, A and D),
+//! `tests/tlb.rs` (what may be stale), `tests/transfer.rs` with `tests/guest/gates.rs` (far
+//! jumps, calls and returns, IRET, interrupts), `tests/control.rs` (control and debug registers,
+//! who may), `tests/delivery.rs` (double faults, priorities, canonical addresses, flags) and
+//! `tests/strings.rs` (REP that stops midway). `RATITE_SEED` repeats a run, `RATITE_FULL=1` makes
+//! it long.
 //!
 //! # Where a new thing goes
 //!
 //! A user-mode instruction: its group in `isa/`, `sse/` or `x87/`, and a line in `tests/forms`,
 //! where it is compared with the host's processor. A system instruction: `system/`, with a small
-//! guest in `tests/system.rs` or `tests/modes.rs`.
+//! guest in `tests/system.rs` or `tests/modes.rs`; what it refuses, in the table or model that
+//! it belongs to.
 
 mod blocks;
 mod cpu;

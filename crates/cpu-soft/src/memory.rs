@@ -221,10 +221,12 @@ impl Cpu {
     pub(crate) fn probe_write(&mut self, linear: u64, bytes: u64, kind: u64) -> Flow {
         self.non_canonical(linear)?;
         let left = 0x1000 - (linear & 0xfff);
+        let second = self.next_page(linear);
+        if bytes > left {
+            self.non_canonical(second)?;
+        }
         self.probe_part(linear, bytes.min(left), kind)?;
         if bytes > left {
-            let second = self.next_page(linear);
-            self.non_canonical(second)?;
             self.probe_part(second, bytes - left, kind)?;
         }
         Ok(())
@@ -347,6 +349,8 @@ impl Cpu {
         if let Some(at) = self.tlb.hit(Access::Read, linear, 16, self.data_kind) {
             return Ok(self.memory.arena().load_16(at));
         }
+        self.non_canonical(linear)?;
+        self.non_canonical(linear.wrapping_add(15))?;
         let low = self.load_linear::<W64>(linear)?;
         let high = self.load_linear::<W64>(linear.wrapping_add(8))?;
         Ok(u128::from(low) | (u128::from(high) << 64))

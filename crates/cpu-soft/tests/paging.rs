@@ -200,7 +200,7 @@ fn allowed(case: &Case, used: &[u64], write: bool, fetch: bool, implicit: bool) 
         return user_page && (!write || writable) && !(fetch && never);
     }
     if fetch {
-        return !(user_page && case.smep) && !never;
+        return !(never || (user_page && case.smep));
     }
     let smap = case.smap && user_page && (implicit || !case.ac);
     !smap && (!write || writable || !case.wp)

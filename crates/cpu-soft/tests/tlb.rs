@@ -80,9 +80,9 @@ struct Space {
 }
 
 impl Space {
-    fn from_table(&self, page: usize) -> Option<Entry> {
+    fn by_table(&self, page: usize) -> Option<Entry> {
         let pte = self.ptes[page];
-        (pte & P != 0).then(|| Entry {
+        (pte & P != 0).then_some(Entry {
             frame: pte & 0xf_ffff_f000,
             rights: pte & (RW | US | XD | G),
             large: false,
@@ -95,7 +95,7 @@ impl Space {
             return None;
         }
         if self.pde & PS == 0 {
-            return self.from_table(page);
+            return self.by_table(page);
         }
         Some(Entry {
             frame: (self.pde & 0xf_ffe0_0000) + page as u64 * 0x1000,
@@ -243,7 +243,7 @@ impl Test {
         let space = &mut self.spaces[self.current];
         space.table_cached |= space.pde & (P | PS) == P;
         for page in 0..PAGES {
-            let by_table = space.table_cached.then(|| space.from_table(page)).flatten();
+            let by_table = space.table_cached.then(|| space.by_table(page)).flatten();
             for entry in space.present(page).into_iter().chain(by_table) {
                 if entry.rights & G != 0 && self.cr4 & PGE != 0 {
                     self.global[page].insert(entry);

@@ -15,7 +15,9 @@
 
 mod guest;
 
-use guest::gates::{Case, Fault, GP, Wanted, stack_value};
+use std::cell::Cell;
+
+use guest::gates::{Case, Descriptor, Fault, GP, Wanted, stack_value};
 use guest::machine::{IDT32, INNER_STACK, Machine, Mode, Outcome};
 use guest::random::{Random, cases};
 use guest::{DATA, GDT, IDT, STACK, TSS, put, word};
@@ -53,6 +55,29 @@ fn random_selector(random: &mut Random) -> u64 {
     random_slot(random) << 3 | table | random.pick(&[0, 0, 1, 2, 3, 3])
 }
 
+/// CS and SS of a frame: at random, or such as can be returned to.
+fn random_frame(random: &mut Random, case: &Case) -> (u64, u64) {
+    let slots = |wanted: &dyn Fn(Descriptor) -> bool| -> Vec<u64> {
+        let raw = (1..SLOTS).zip(case.table.iter().skip(1));
+        raw.filter(|(_, raw)| wanted(Descriptor(**raw)))
+            .map(|(slot, _)| slot)
+            .collect()
+    };
+    let codes = slots(&|code| code.is_code() && code.present() && code.dpl() >= case.cpl);
+    if codes.is_empty() || random.flip() {
+        return (random_selector(random), random_selector(random));
+    }
+    let code = random.pick(&codes);
+    let rpl = Descriptor(case.table[code as usize]).dpl();
+    let stacks = slots(&|stack| stack.is_writable() && stack.present() && stack.dpl() == rpl);
+    let ss = if stacks.is_empty() {
+        0
+    } else {
+        random.pick(&stacks)
+    };
+    (code << 3 | rpl, ss << 3 | rpl)
+}
+
 fn random_slot(random: &mut Random) -> u64 {
     FIRST + random.below(SLOTS - FIRST + 2)
 }
@@ -79,6 +104,8 @@ fn random_gate(random: &mut Random) -> [u64; 2] {
 struct Rig {
     machine: Machine,
     random: Random,
+    /// How many transfers were to succeed.
+    done: Cell<u64>,
 }
 
 const SOURCES: [(Mode, u8); 8] = [
@@ -102,6 +129,7 @@ impl Rig {
         Self {
             machine,
             random: Random::new(what),
+            done: Cell::new(0),
         }
     }
 
@@ -191,6 +219,7 @@ impl Rig {
                     pushed,
                 },
             ) => {
+                self.done.set(self.done.get() + 1);
                 let s = &after.system.segments;
                 assert_eq!(after.registers.rip, TARGET + 2, "{}", told());
                 assert_eq!(u64::from(s[1].selector), *cs, "CS: {}", told());
@@ -202,8 +231,8 @@ impl Rig {
                     (u64::from(ss), before - pushed.0 * pushed.1.len() as u64)
                 });
                 assert_eq!(u64::from(s[2].selector), ss, "SS: {}", told());
-                let narrow = !s[2].big && !(s[1].long && case.lma());
-                let mask = if narrow { 0xffff } else { u64::MAX };
+                let wide = s[2].big || (s[1].long && case.lma());
+                let mask = if wide { u64::MAX } else { 0xffff };
                 assert_eq!(sp & mask, wanted_sp & mask, "stack pointer: {}", told());
                 for (slot, value) in (0..).zip(&pushed.1) {
                     let mask = u64::MAX >> (64 - pushed.0 * 8);
@@ -259,6 +288,8 @@ fn far_jumps_and_calls() {
         let what = format!("{code:x?} to {selector:x}:{offset:x}");
         rig.check(&case, &outcome, &wanted, &what);
     }
+    println!("{} went through", rig.done.get());
+    assert!(rig.done.get() > 500, "only {} went through", rig.done.get());
 }
 
 #[test]
@@ -282,7 +313,8 @@ fn far_returns() {
         } else {
             TARGET
         };
-        let frame = [ip, random_selector(random), 0x6800, random_selector(random)];
+        let (cs, ss) = random_frame(random, &case);
+        let frame = [ip, cs, 0x6800, ss];
         for (slot, value) in (0..).zip(frame) {
             let gap = if slot > 1 { release } else { 0 };
             put(
@@ -315,6 +347,8 @@ fn far_returns() {
             check_data_segments(&case, after);
         }
     }
+    println!("{} went through", rig.done.get());
+    assert!(rig.done.get() > 500, "only {} went through", rig.done.get());
 }
 
 /// Data segments that the outer level may not use are null then.
@@ -352,7 +386,8 @@ fn interrupt_returns() {
         };
         // Not TF, which would trap behind the next instruction, nor VM, which is another test's.
         let flags = random.next() & 0x3f_7fd7 & !(1 << 8 | 1 << 17);
-        let frame = [ip, random_selector(random), 0x6800, random_selector(random)];
+        let (cs, ss) = random_frame(random, &case);
+        let frame = [ip, cs, 0x6800, ss];
         let mut values = frame.to_vec();
         values.insert(2, flags);
         for (slot, value) in (0..).zip(values) {
@@ -379,6 +414,8 @@ fn interrupt_returns() {
             check_data_segments(&case, after);
         }
     }
+    println!("{} went through", rig.done.get());
+    assert!(rig.done.get() > 500, "only {} went through", rig.done.get());
 }
 
 /// RFLAGS after IRET (SDM 2, IRET; SDM 1, table 6-2 for the privileges). RF goes with the next
@@ -468,5 +505,86 @@ fn interrupts_through_gates() {
                 "{what}"
             );
         }
+    }
+    println!("{} went through", rig.done.get());
+    assert!(rig.done.get() > 500, "only {} went through", rig.done.get());
+}
+
+/// IRET and RETF where segments are not checked: real mode, and to and from virtual-8086 mode.
+#[test]
+fn returns_without_descriptors() {
+    let mut rig = Rig::new("real");
+    let sources = [(Mode::Real, 0), (Mode::Virtual86, 3), (Mode::Protected, 0)];
+    for number in 0..cases(8_000, 200_000) {
+        let (mode, cpl) = sources[number as usize % 3];
+        let mut case = rig.case((mode, cpl));
+        let random = &mut rig.random;
+        let to_v86 = mode == Mode::Protected;
+        let width = if to_v86 { 4 } else { random.pick(&[2, 4]) };
+        let returns = to_v86 || random.flip();
+        let mut code = vec![if returns { 0xcf } else { 0xcb }];
+        if !to_v86 && width == 4 {
+            code.insert(0, 0x66);
+        }
+        // CS * 16 + IP is TARGET; or IP is behind the limit.
+        let cs = random.below(0x700);
+        let far = random.once_in(6) && width == 4;
+        let ip = TARGET - cs * 16 + if far { 0x1_0000 } else { 0 };
+        let vm = 1 << 17;
+        let image = random.next() & 0x3f_7fd7 & !(1 << 8 | vm) | if to_v86 { vm } else { 0 };
+        let iopl = random.below(4);
+        if mode == Mode::Virtual86 {
+            case.state.registers.rflags = 2 | vm | iopl << 12;
+        }
+        let sp = 0x6400;
+        case.state.registers.general[4] = sp;
+        let mut frame = vec![ip, cs];
+        if returns {
+            frame.push(image);
+        }
+        let popped = frame.len() as u64 * width;
+        frame.extend([0x6000, 0x123, 0x234, 0x345, 0x456, 0x567]);
+        for (slot, value) in (0..).zip(&frame) {
+            let bytes = &value.to_le_bytes()[..width as usize];
+            put(&rig.machine.memory, sp + slot * width, bytes);
+        }
+        let old = case.state.registers.rflags;
+        let outcome = rig.machine.run(mode, &case.state, &code);
+        let what = format!("{mode:?} {code:x?} {frame:x?} IOPL {iopl}");
+        let denied = mode == Mode::Virtual86 && returns && iopl < 3;
+        let Outcome::Done(after) = outcome else {
+            assert_eq!(outcome, Outcome::Fault(GP, 0), "{what}");
+            assert!(denied || far, "{what}");
+            continue;
+        };
+        assert!(!denied && !far, "{what}");
+        let s = &after.system.segments;
+        let found = (u64::from(s[1].selector), s[1].base, after.registers.rip);
+        assert_eq!(found, (cs, cs * 16, ip + 2), "{what}");
+        let mut wanted_sp = sp + popped;
+        if to_v86 {
+            wanted_sp = 0x6000;
+            let data = [s[2], s[0], s[3], s[4], s[5]].map(|segment| u64::from(segment.selector));
+            assert_eq!(data[..], frame[4..], "{what}");
+            let plain = |segment: &vcpu::Segment| segment.dpl == 3 && segment.limit == 0xffff;
+            assert!(s.iter().all(plain), "{what}");
+        }
+        assert_eq!(after.registers.general[4], wanted_sp, "{what}");
+        let mut mask = 0x4ed5;
+        if width == 4 {
+            mask |= 1 << 18 | 1 << 21;
+        }
+        if mode != Mode::Virtual86 {
+            mask |= 3 << 12;
+        }
+        if to_v86 {
+            mask |= vm | 3 << 19;
+        }
+        let mask = if returns { mask } else { 0 };
+        assert_eq!(
+            after.registers.rflags,
+            old & !mask | image & mask | 2,
+            "{what}"
+        );
     }
 }

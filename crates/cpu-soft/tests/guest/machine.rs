@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use guest_memory::GuestMemory;
-use vcpu::{Exit, Vcpu, VcpuState};
+use vcpu::{Exit, Segment, Vcpu, VcpuState};
 
 use super::{CODE, GDT, HANDLERS, STACK, TSS, flat, put, word};
 
@@ -93,6 +93,11 @@ impl Machine {
             s.idtr.limit = 0xff;
         }
         s.tr.limit = 0xff;
+        // There is no LDT.
+        s.ldtr = Segment {
+            unusable: true,
+            ..Segment::default()
+        };
         let rpl = u16::from(cpl);
         let (code, data) = match (mode, cpl) {
             (Mode::Long, 0) => (8, 0x10),
@@ -166,13 +171,8 @@ impl Machine {
                 }
                 let sp = after.registers.general[4];
                 let error = match vector {
-                    _ if mode == Mode::Real => {
-                        if vector == 13 {
-                            0
-                        } else {
-                            u64::MAX
-                        }
-                    }
+                    13 if mode == Mode::Real => 0,
+                    _ if mode == Mode::Real => u64::MAX,
                     8 | 10..=14 => {
                         word(&self.memory, sp) & if long { u64::MAX } else { 0xffff_ffff }
                     }
