@@ -29,7 +29,7 @@ use device::{
 use crate::boot;
 use crate::cpu_thread::CpuShared;
 use crate::error::MachineError;
-use crate::qtest::IrqTap;
+use crate::qtest::{IrqTaps, TapPlace};
 
 /// Registers of the chip set lie above those of PCI functions.
 const CHIP_PRIORITY: i32 = 10;
@@ -66,8 +66,8 @@ pub(crate) struct Chipset {
     pub(crate) msi: Arc<dyn MsiSink>,
     /// A source on each ISA IRQ.
     pub(crate) irqs: [IrqLine; 16],
-    /// Listens to what the I/O APIC hears.
-    pub(crate) irq_tap: Arc<IrqTap>,
+    /// Listen to what the interrupt controllers hear and say.
+    pub(crate) taps: IrqTaps,
     pub(crate) rtc: Arc<Rtc>,
     pub(crate) fw_cfg: Arc<FwCfg>,
     /// What only a board with PCI has.
@@ -106,7 +106,7 @@ struct Controllers {
     pic: Arc<Pic>,
     ioapic: Arc<IoApic>,
     irqs: [IrqLine; 16],
-    tap: Arc<IrqTap>,
+    taps: IrqTaps,
 }
 
 fn controllers(around: &ChipsetSurroundings) -> Controllers {
@@ -129,20 +129,22 @@ fn controllers(around: &ChipsetSurroundings) -> Controllers {
         })
         .collect();
     // The 8259's output goes to LINT0 of every processor, whose registers say who listens.
+    let taps = IrqTaps::default();
     let output = apics
         .iter()
         .map(|apic| (Arc::clone(apic) as Arc<dyn InterruptController>, 0))
+        .chain([taps.end(TapPlace::PicOutput, 0)])
         .collect();
     let pic = Pic::new(IrqLine::with_ends(output));
     let ioapic = IoApic::new(&bus);
-    let tap = Arc::<IrqTap>::default();
     let irqs = std::array::from_fn(|irq| {
         let irq = u32::try_from(irq).unwrap_or(0);
         let input = if irq == 0 { 2 } else { irq };
         IrqLine::with_ends(vec![
             (Arc::clone(&pic) as Arc<dyn InterruptController>, irq),
             (Arc::clone(&ioapic) as Arc<dyn InterruptController>, input),
-            (Arc::clone(&tap) as Arc<dyn InterruptController>, input),
+            taps.end(TapPlace::PicInputs, irq),
+            taps.end(TapPlace::IoApicInputs, input),
         ])
     });
     Controllers {
@@ -151,7 +153,7 @@ fn controllers(around: &ChipsetSurroundings) -> Controllers {
         pic,
         ioapic,
         irqs,
-        tap,
+        taps,
     }
 }
 
@@ -206,7 +208,7 @@ impl Chipset {
             pic,
             ioapic,
             irqs,
-            tap,
+            taps,
         } = controllers(around);
         let gates = [0, 8].map(|irq| IrqGate::new(share(&irqs, irq)));
         let [timer_gate, rtc_gate] = &gates;
@@ -222,7 +224,7 @@ impl Chipset {
             ioapic,
             pic,
             irqs,
-            irq_tap: tap,
+            taps,
             rtc,
             fw_cfg,
             pci: None,
@@ -324,7 +326,13 @@ impl Chipset {
         gates: &[Arc<IrqGate>; 2],
         apic_bus: &Arc<ApicBus>,
     ) -> Arc<Hpet> {
-        let inputs = (16..24).map(|pin| IrqLine::new(chips.ioapic.clone(), pin));
+        let inputs = (16..24).map(|pin| {
+            let ioapic = Arc::clone(&chips.ioapic) as Arc<dyn InterruptController>;
+            IrqLine::with_ends(vec![
+                (ioapic, pin),
+                chips.taps.end(TapPlace::IoApicInputs, pin),
+            ])
+        });
         let lines = HpetLines {
             inputs: (0..16)
                 .map(|_| IrqLine::unconnected())
