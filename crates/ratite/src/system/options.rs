@@ -107,7 +107,7 @@ const OPTIONS: &[Spec] = &[
     text(
         "mon",
         "[chardev=]ID[,mode=control|readline][,pretty=on]",
-        "a monitor on a chardev",
+        "a monitor on a chardev: for people (readline, the default), or QMP (control)",
     ),
     text("qtest", "DEV", "the qtest protocol on a character device"),
     text(
