@@ -5,12 +5,15 @@
 //! [`ChardevRegistry`] and gets its connections, one [`ByteStream`] after the other or, from a
 //! listening socket, several at once.
 //!
+//! One terminal can be two frontends': [`mux`].
+//!
 //! Lifecycle: `add` -> (`claim` -> connections ... -> claim dropped)* -> `remove`. A claimed
 //! chardev cannot be removed.
 //!
 //! Invariants: ids are unique; a chardev has at most one frontend; a stream's descriptors come with the bytes they
 //! were sent with.
 
+pub mod mux;
 mod registry;
 mod ring;
 pub mod socket_address;
