@@ -5,6 +5,8 @@
 //! [`ChardevRegistry`] and gets its connections, one [`ByteStream`] after the other or, from a
 //! listening socket, several at once.
 //!
+//! One terminal can be two frontends': [`mux`].
+//!
 //! Lifecycle: `add` -> (`claim` -> connections ... -> claim dropped)* -> `remove`. A claimed
 //! chardev cannot be removed.
 //!
@@ -12,6 +14,7 @@
 //! were sent with.
 
 pub mod doubles;
+pub mod mux;
 mod registry;
 mod ring;
 pub mod socket_address;

@@ -29,6 +29,7 @@ use crate::boot;
 use crate::cpu_thread::CpuShared;
 use crate::error::MachineError;
 use crate::interrupts::Controllers;
+use crate::qtest::TapPlace;
 
 /// Registers of the chip set lie above those of PCI functions.
 const CHIP_PRIORITY: i32 = 10;
@@ -237,7 +238,13 @@ impl Chipset {
     }
 
     fn hpet(chips: &Self, clock: &Clock, gates: &[Arc<IrqGate>; 2]) -> Arc<Hpet> {
-        let inputs = (16..24).map(|pin| IrqLine::new(chips.interrupts.ioapic.clone(), pin));
+        let interrupts = &chips.interrupts;
+        let inputs = (16..24).map(|pin| {
+            IrqLine::with_ends(vec![
+                (Arc::clone(&interrupts.ioapic), pin),
+                interrupts.taps.end(TapPlace::IoApicInputs, pin),
+            ])
+        });
         let lines = HpetLines {
             inputs: (0..16)
                 .map(|_| IrqLine::unconnected())

@@ -25,7 +25,7 @@ use parking_lot::Mutex;
 use vcpu::{ChipState, FullIrqchip, ISA_LINES, KernelIrqchip, Msi, SplitIrqchip, VcpuState};
 
 use crate::cpu_thread::CpuShared;
-use crate::qtest::IrqTap;
+use crate::qtest::{IrqTaps, TapPlace};
 
 /// Registers of a local APIC (Intel SDM volume 3, table 11-1).
 const SPURIOUS: u16 = 0xf0;
@@ -70,8 +70,8 @@ pub(crate) struct Controllers {
     /// The pins of the I/O APIC.
     pub(crate) ioapic: Arc<dyn InterruptController>,
     pub(crate) msi: Arc<dyn MsiSink>,
-    /// Listens to what the I/O APIC hears.
-    pub(crate) tap: Arc<IrqTap>,
+    /// Listen to what the interrupt controllers hear and say.
+    pub(crate) taps: IrqTaps,
 }
 
 impl Controllers {
@@ -81,6 +81,7 @@ impl Controllers {
         cpus: &[Arc<CpuShared>],
         clock: &Clock,
     ) -> Self {
+        let taps = IrqTaps::default();
         let message = |chip: &KernelIrqchip| Arc::new(KernelMsi(chip.clone())) as Arc<dyn MsiSink>;
         match irqchip {
             None => {
@@ -90,12 +91,12 @@ impl Controllers {
                 let output = apics
                     .iter()
                     .map(|apic| (Arc::clone(apic) as Arc<dyn InterruptController>, 0))
+                    .chain([taps.end(TapPlace::PicOutput, 0)])
                     .collect();
                 let (pic, ioapic) = (Pic::new(IrqLine::with_ends(output)), IoApic::new(&bus));
-                let (irqs, tap) = wire(&pic, &ioapic);
                 Self {
-                    irqs,
-                    tap,
+                    irqs: wire(&pic, &ioapic, &taps),
+                    taps,
                     ioapic: ioapic.clone(),
                     msi: ApicMsi::new(bus),
                     kept: Kept::Board { apics, pic, ioapic },
@@ -107,12 +108,12 @@ impl Controllers {
                     let wakes = Arc::new(ExternalInterrupt(Arc::clone(cpu)));
                     (wakes as Arc<dyn InterruptController>, 0)
                 });
-                let pic = Pic::new(IrqLine::with_ends(output.into_iter().collect()));
+                let output = output.into_iter().chain([taps.end(TapPlace::PicOutput, 0)]);
+                let pic = Pic::new(IrqLine::with_ends(output.collect()));
                 let ioapic = IoApic::on(Arc::new(KernelBus(Arc::clone(&chip))));
-                let (irqs, tap) = wire(&pic, &ioapic);
                 Self {
-                    irqs,
-                    tap,
+                    irqs: wire(&pic, &ioapic, &taps),
+                    taps,
                     ioapic: ioapic.clone(),
                     msi: message(&KernelIrqchip::Split(chip)),
                     kept: Kept::Split { pic, ioapic },
@@ -120,17 +121,17 @@ impl Controllers {
             }
             Some(KernelIrqchip::Full(chip)) => {
                 let chips = KernelChips::new(Arc::clone(&chip));
-                let tap = Arc::<IrqTap>::default();
                 let irqs = std::array::from_fn(|irq| {
                     let irq = u32::try_from(irq).unwrap_or(0);
                     IrqLine::with_ends(vec![
                         (Arc::clone(&chips) as Arc<dyn InterruptController>, irq),
-                        (Arc::clone(&tap) as _, ioapic_input(irq)),
+                        taps.end(TapPlace::PicInputs, irq),
+                        taps.end(TapPlace::IoApicInputs, ioapic_input(irq)),
                     ])
                 });
                 Self {
                     irqs,
-                    tap,
+                    taps,
                     ioapic: Arc::new(KernelInputs(Arc::clone(&chips))),
                     msi: message(&KernelIrqchip::Full(chip)),
                     kept: Kept::Full(chips),
@@ -246,18 +247,17 @@ fn ioapic_input(irq: u32) -> u32 {
 }
 
 /// Lines to the board's own chips.
-fn wire(pic: &Arc<Pic>, ioapic: &Arc<IoApic>) -> ([IrqLine; 16], Arc<IrqTap>) {
-    let tap = Arc::<IrqTap>::default();
-    let irqs = std::array::from_fn(|irq| {
+fn wire(pic: &Arc<Pic>, ioapic: &Arc<IoApic>, taps: &IrqTaps) -> [IrqLine; 16] {
+    std::array::from_fn(|irq| {
         let irq = u32::try_from(irq).unwrap_or(0);
         let input = ioapic_input(irq);
         IrqLine::with_ends(vec![
             (Arc::clone(pic) as Arc<dyn InterruptController>, irq),
             (Arc::clone(ioapic) as _, input),
-            (Arc::clone(&tap) as _, input),
+            taps.end(TapPlace::PicInputs, irq),
+            taps.end(TapPlace::IoApicInputs, input),
         ])
-    });
-    (irqs, tap)
+    })
 }
 
 /// Where a vCPU's interrupts come from.

@@ -45,6 +45,7 @@ const CHIPS: &[&str] = &[
     "pci-config-ports",
     "acpi-pci-hotplug",
     "reduced-power",
+    "acpi-ged",
 ];
 /// The CPU models' types.
 const CPUS: &[&str] = &["qemu64-x86_64-cpu", "max-x86_64-cpu", "host-x86_64-cpu"];
@@ -158,6 +159,24 @@ fn known(tables: &[&'static [&'static str]], name: &str) -> Option<&'static str>
     all.find(|known| *known == name)
 }
 
+/// The types of the board's chips, in the order in which they stand behind the processors.
+fn chips(control: &Control) -> impl Iterator<Item = &'static str> {
+    let chips = control.chips.iter().flat_map(|chips| &chips.devices);
+    chips.filter_map(|named| known(&[CHIPS], &named.name))
+}
+
+/// The type of the chip at a path, or of this name.
+pub(crate) fn chip_at(control: &Control, path: &str) -> Option<&'static str> {
+    let number = path.strip_prefix("/machine/unattached/device[");
+    match number.and_then(|rest| rest.strip_suffix(']')) {
+        Some(number) => {
+            let number = number.parse::<usize>().ok()?;
+            chips(control).nth(number.checked_sub(control.cpus.len())?)
+        }
+        None => chips(control).find(|name| *name == path),
+    }
+}
+
 impl MachineObjects {
     /// Puts the board, its processors and its chips into the tree.
     ///
@@ -179,10 +198,8 @@ impl MachineObjects {
         tree.attach("/machine", shown(board.unwrap_or("machine"), values.into()))?;
         let cpu_type = format!("{}-x86_64-cpu", config.cpu_model);
         let cpu_type = known(&[CPUS], &cpu_type).unwrap_or("cpu");
-        let chips = control.chips.iter().flat_map(|chips| &chips.devices);
-        let chips = chips.filter_map(|named| known(&[CHIPS], &named.name));
         let cpus = control.cpus.iter().map(|_| cpu_type);
-        for (number, type_name) in cpus.chain(chips).enumerate() {
+        for (number, type_name) in cpus.chain(chips(control)).enumerate() {
             let path = format!("/machine/unattached/device[{number}]");
             tree.attach(&path, shown(type_name, BTreeMap::new()))?;
         }

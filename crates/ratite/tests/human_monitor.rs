@@ -81,6 +81,19 @@ impl Person {
         self.seen = rest;
     }
 
+    /// Waits for this, whatever comes before.
+    fn wait_for(&mut self, text: &str) {
+        let end = loop {
+            if let Some(at) = self.seen.find(text) {
+                break at + text.len();
+            }
+            let more = self.input.recv_timeout(PATIENCE);
+            let more = more.unwrap_or_else(|error| panic!("{text:?}: {error}, {:?}", self.seen));
+            self.seen.push_str(&String::from_utf8_lossy(&more));
+        };
+        self.seen.drain(..end);
+    }
+
     /// Types, and waits for what comes of it.
     fn say(&mut self, typed: &str, answer: &str) {
         self.type_text(typed);
@@ -254,5 +267,43 @@ fn what_cannot_be_a_monitor_is_refused() {
             !output.status.success() && said.contains(words),
             "{options:?}: {said}"
         );
+    }
+}
+
+#[test]
+fn a_serial_port_and_a_monitor_share_a_terminal() {
+    for options in [&["-serial", "mon:stdio"][..], &["-nographic"]] {
+        let folder = support::new_folder();
+        // Without another monitor, that is: the process is our own.
+        let mut process = std::process::Command::new(RATITE)
+            .args(["system", "-m", "64", "-nodefaults", "-display", "none"])
+            .args(options)
+            .current_dir(folder.path())
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (input, output) = (process.stdout.take(), process.stdin.take());
+        let mut person = Person::new(input.unwrap(), output.unwrap());
+        person.wait_for("tick 4\r\n");
+        person.type_text("nonsense\r");
+        person.wait_for("nonsense: not known");
+        person.type_text("\x01c");
+        person.wait_for(BANNER);
+        person.type_text("stop\n");
+        person.wait_for("stop\r\n(qemu) ");
+        person.say(
+            "info status\n",
+            "info status\r\nVM status: paused\r\n(qemu) ",
+        );
+        person.say("\x01h", "\r\nC-a h    print this help\r\n");
+        person.type_text("c\n");
+        person.wait_for("(qemu) ");
+        // Back: the guest hears the keys again.
+        person.type_text("\x01cmem\r");
+        person.wait_for("mem: 0x0 to 0x9fc00 type 1");
+        person.type_text("\x01x");
+        person.wait_for("QEMU: Terminated\r\n");
+        assert!(process.wait().unwrap().success());
     }
 }

@@ -20,8 +20,6 @@ pub(crate) enum LegacyChardev {
 /// # Errors
 /// Words for people.
 pub(crate) fn parse(text: &str, id: &str) -> Result<LegacyChardev, QmpError> {
-    // Monitors here have chardevs of their own: a multiplexed one is just the device.
-    let text = text.strip_prefix("mon:").unwrap_or(text);
     if text == "none" {
         return Ok(LegacyChardev::None);
     }
@@ -76,7 +74,6 @@ mod tests {
         assert_eq!(id_of("chardev:c0"), "existing c0");
         for (text, part) in [
             ("stdio", "Stdio"),
-            ("mon:stdio", "Stdio"),
             ("null", "Null"),
             ("file:/tmp/x", "/tmp/x"),
             ("unix:/tmp/s,server,nowait", "Unix"),
@@ -85,6 +82,8 @@ mod tests {
             assert!(id_of(text).contains(part), "{text}: {}", id_of(text));
         }
         assert!(parse("nosuch:x", "a").is_err());
+        // Serial ports alone share their terminal with a monitor.
+        assert!(parse("mon:stdio", "a").is_err());
         assert!(parse("tcp:nothing", "a").is_err());
     }
 }

@@ -272,9 +272,12 @@ impl System {
         added.map_err(|error| QmpError::generic(error.to_string()))?
     }
 
-    async fn add_serial_ports(&self, given: &[Given]) -> Result<(), String> {
+    async fn add_serial_ports(&mut self, given: &[Given]) -> Result<(), String> {
         let nographic = given.iter().any(|one| one.option == "nographic");
         let nodefaults = given.iter().any(|one| one.option == "nodefaults");
+        let has_monitor = given
+            .iter()
+            .any(|one| matches!(one.option, "monitor" | "mon" | "qmp"));
         let texts: Vec<&str> = given
             .iter()
             .filter(|one| one.option == "serial")
@@ -282,7 +285,8 @@ impl System {
             .collect();
         let texts = match (texts.is_empty(), nographic, nodefaults) {
             (false, _, _) => texts,
-            (true, true, _) => vec!["stdio"],
+            (true, true, _) if has_monitor => vec!["stdio"],
+            (true, true, _) => vec!["mon:stdio"],
             (true, false, true) => vec![],
             (true, false, false) => match self.machine.ask(|control| control.has_chips()).await {
                 Ok(true) => vec!["null"],
@@ -291,7 +295,11 @@ impl System {
         };
         for (number, text) in texts.into_iter().enumerate() {
             let complain = |error: QmpError| format!("-serial {text}: {}", error.desc);
-            let chardev = self.chardev(text, &format!("serial{number}")).await;
+            let id = format!("serial{number}");
+            let chardev = match text.strip_prefix("mon:") {
+                Some(terminal) => self.with_monitor(terminal, &id).await.map(Some),
+                None => self.chardev(text, &id).await,
+            };
             if let Some(chardev) = chardev.map_err(complain)? {
                 let properties = BTreeMap::from([
                     ("chardev".to_owned(), Value::from(chardev)),
@@ -302,6 +310,33 @@ impl System {
             }
         }
         Ok(())
+    }
+
+    /// Makes a terminal that a device, under this id, and a monitor for people share.
+    async fn with_monitor(&mut self, terminal: &str, id: &str) -> Result<String, QmpError> {
+        let base = format!("{id}-base");
+        let made = match terminal {
+            // Ctrl-C is the guest's.
+            "stdio" => {
+                let option = format!("stdio,id={base},signal=off");
+                service_option::add(&self.storage, "chardev", &option).await?;
+                Some(base)
+            }
+            other => self.chardev(other, &base).await?,
+        };
+        let words = || QmpError::generic("a monitor needs a terminal");
+        let chardevs = self.storage.chardevs();
+        let claim = chardevs.claim(&made.ok_or_else(words)?)?;
+        let quit = Arc::clone(&self.quit);
+        let runtime = tokio::runtime::Handle::current();
+        let ends = chardev::mux::multiplex(claim, &runtime, Box::new(move || quit.notify_one()));
+        let [device, monitor] = ends;
+        let monitor_id = format!("compat_monitor{}", self.waiting_monitors.len());
+        chardevs.add(id, device)?;
+        chardevs.add(&monitor_id, monitor)?;
+        let claim = chardevs.claim(&monitor_id)?;
+        self.waiting_monitors.push((claim, Listener::Person));
+        Ok(id.to_owned())
     }
 
     async fn add_device(&self, text: &str) -> Result<(), QmpError> {

@@ -95,7 +95,7 @@ const OPTIONS: &[Spec] = &[
     text(
         "serial",
         "DEV",
-        "connect the next serial port: stdio, none, chardev:ID, file:.., unix:.. ...",
+        "connect the next serial port: stdio, mon:stdio, none, chardev:ID, file:.., unix:.. ...",
     ),
     text("debugcon", "DEV", "connect the debug console, port 0xe9"),
     text(
@@ -107,7 +107,7 @@ const OPTIONS: &[Spec] = &[
     text(
         "mon",
         "[chardev=]ID[,mode=control|readline][,pretty=on]",
-        "a monitor on a chardev",
+        "a monitor on a chardev: for people (readline, the default), or QMP (control)",
     ),
     text("qtest", "DEV", "the qtest protocol on a character device"),
     text(
@@ -133,7 +133,7 @@ const OPTIONS: &[Spec] = &[
     flag("S", "do not start the guest; 'cont' does"),
     flag(
         "nographic",
-        "no display; the first serial port is standard input and output",
+        "no display; the first serial port is standard input and output, with a monitor behind Ctrl-A c",
     ),
     flag("nodefaults", "no devices that nobody asked for"),
     flag(
