@@ -288,7 +288,13 @@ fn ends_of_level_messages_are_told() {
     chip.set_level_messages(&[level]).unwrap();
     for _ in 0..2 {
         chip.send_msi(level).unwrap();
-        assert_eq!(run(&mut *vcpu), said(0x52));
+        // kvm_pvm has been seen to tell of the last end twice, which does no harm: the I/O APIC
+        // looks at its input again.
+        let mut exit = run(&mut *vcpu);
+        while exit == Exit::EndOfInterrupt(0x52) {
+            exit = run(&mut *vcpu);
+        }
+        assert_eq!(exit, said(0x52));
         assert_eq!(run(&mut *vcpu), Exit::EndOfInterrupt(0x52));
     }
     send(&guest, 0x53);
