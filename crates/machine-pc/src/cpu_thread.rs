@@ -5,9 +5,9 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::mpsc;
+use std::sync::{Arc, OnceLock};
 
 use dev_pc::apic::{CpuPort, CpuSignal, LocalApic};
 use device::{IoHandler, IoMap, MachineRequest, MachineSink, ResetKind};
@@ -63,7 +63,8 @@ pub(crate) struct CpuShared {
     interrupt: AtomicBool,
     halted: AtomicBool,
     thread_id: AtomicI32,
-    kicker: Mutex<Option<Kicker>>,
+    /// Set once, by the thread; read for each interrupt.
+    kicker: OnceLock<Kicker>,
 }
 
 impl CpuShared {
@@ -87,7 +88,7 @@ impl CpuShared {
             interrupt: AtomicBool::new(false),
             halted: AtomicBool::new(false),
             thread_id: AtomicI32::new(0),
-            kicker: Mutex::new(None),
+            kicker: OnceLock::new(),
         })
     }
 
@@ -116,7 +117,7 @@ impl CpuShared {
     }
 
     fn kick(&self) {
-        if let Some(kicker) = &*self.kicker.lock() {
+        if let Some(kicker) = self.kicker.get() {
             kicker.kick();
         }
     }
@@ -243,7 +244,8 @@ pub(crate) fn start(
     vcpu: Box<dyn Vcpu>,
     accelerator: &str,
 ) -> io::Result<()> {
-    *shared.kicker.lock() = Some(vcpu.kicker());
+    // A thread starts once.
+    let _ = shared.kicker.set(vcpu.kicker());
     let mut thread = CpuThread {
         shared: Arc::clone(shared),
         around,
