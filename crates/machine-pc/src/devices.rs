@@ -28,6 +28,7 @@ use objects::ObjectTree;
 use serde_json::{Map, Value};
 
 pub(crate) use balloon::guest_stats;
+pub(crate) use properties::unsigned;
 pub use properties::{Properties, PropertySpec};
 
 use crate::control::{Control, Pausable};

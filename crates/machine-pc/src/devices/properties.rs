@@ -112,10 +112,7 @@ impl Properties {
             return Ok(None);
         };
         let number = match &value {
-            Value::String(text) => match text.strip_prefix("0x") {
-                Some(digits) => u64::from_str_radix(digits, 16).ok(),
-                None => text.parse().ok(),
-            },
+            Value::String(text) => unsigned(text),
             other => other.as_u64(),
         };
         match number.filter(|number| *number <= most) {
@@ -141,5 +138,13 @@ impl Properties {
     /// The kind whose properties they are.
     pub(crate) fn kind(&self) -> &'static DeviceKind {
         self.kind
+    }
+}
+
+/// A number as people write it, hexadecimal with `0x`.
+pub(crate) fn unsigned(text: &str) -> Option<u64> {
+    match text.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16).ok(),
+        None => text.parse().ok(),
     }
 }

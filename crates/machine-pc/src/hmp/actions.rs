@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::{Answer, Complaint, Pending, word};
 use crate::commands::MachineHandlers;
 use crate::control::Control;
+use crate::devices::unsigned;
 
 const MIB: i64 = 1 << 20;
 
@@ -40,15 +41,11 @@ fn done<T>(result: Result<T, QmpError>) -> Answer {
     result.map(|_| String::new()).map_err(Complaint::Failed)
 }
 
-/// A number, hexadecimal with `0x`.
+/// A number among the words.
 fn number(words: &[String], at: usize) -> Result<u64, Complaint> {
     let end = || Complaint::Expression("unexpected end of expression".to_owned());
     let text = words.get(at).ok_or_else(end)?;
-    let number = match text.strip_prefix("0x") {
-        Some(digits) => u64::from_str_radix(digits, 16),
-        None => text.parse(),
-    };
-    number.map_err(|_| Complaint::Expression(format!("invalid expression '{text}'")))
+    unsigned(text).ok_or_else(|| Complaint::Expression(format!("invalid expression '{text}'")))
 }
 
 pub(super) fn quit(control: &mut Control, _words: &[String], _cpu: i64) -> Answer {

@@ -7,6 +7,7 @@ use guest_memory::GuestPhysAddr;
 
 use super::{Answer, Complaint};
 use crate::control::Control;
+use crate::devices::unsigned;
 use crate::guest_paging;
 
 /// The most items of one dump.
@@ -69,12 +70,8 @@ fn item(bytes: &[u8], letter: char) -> String {
 
 /// A number, or `$REGISTER` and a number added to it.
 fn address(control: &mut Control, text: &str, cpu: i64) -> Result<u64, Complaint> {
-    let number = |text: &str| match text.strip_prefix("0x") {
-        Some(digits) => u64::from_str_radix(digits, 16).ok(),
-        None => text.parse().ok(),
-    };
     let Some(register) = text.strip_prefix('$') else {
-        return number(text).ok_or_else(|| wrong(&format!("invalid expression '{text}'")));
+        return unsigned(text).ok_or_else(|| wrong(&format!("invalid expression '{text}'")));
     };
     let (name, add) = register.split_once('+').unwrap_or((register, "0"));
     let state = control.cpu_state(cpu);
@@ -89,7 +86,7 @@ fn address(control: &mut Control, text: &str, cpu: i64) -> Result<u64, Complaint
         (_, Some(place)) => state.registers.general.get(place).copied(),
         _ => None,
     };
-    match (value, number(add)) {
+    match (value, unsigned(add)) {
         (Some(value), Some(add)) => Ok(value.wrapping_add(add)),
         _ => Err(wrong("unknown register")),
     }
