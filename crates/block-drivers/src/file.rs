@@ -8,7 +8,6 @@ use std::sync::{Arc, OnceLock};
 use block_graph::{
     Access, BlockError, BlockFuture, BlockOperation, Driver, DriverInfo, Edge, Extent, ExtentKind,
     Limits, Mapping, Permission, Permissions, Preallocation, RangeGuard, RangeLocks, WriteFlags,
-    strerror,
 };
 use host_io::{AllocateMode, File, FileKind, IoBuf, IoBytes, OpenMode};
 
@@ -132,7 +131,7 @@ impl FileDriver {
             let message = format!(
                 "Could not open '{}': {}",
                 options.filename,
-                strerror(&error)
+                host_io::strerror(&error)
             );
             BlockError {
                 message,
@@ -213,8 +212,8 @@ impl FileDriver {
             direct: self.options.direct,
         };
         let opened = self.opener.open(Path::new(&self.options.filename), mode);
-        let file =
-            opened.map_err(|error| format!("Could not reopen file: {}", strerror(&error)))?;
+        let file = opened
+            .map_err(|error| format!("Could not reopen file: {}", host_io::strerror(&error)))?;
         // Somebody may have put another file under the name in the meantime.
         let same = file.identity().ok() == self.file.identity().ok();
         if !same {

@@ -101,7 +101,7 @@ impl FileLocks {
         match self.file.could_lock_range(byte, 1, LockKind::Exclusive) {
             Ok(true) => Ok(()),
             Ok(false) => Err(message),
-            Err(error) => Err(format!("{message}: {}", block_graph::strerror(&error))),
+            Err(error) => Err(format!("{message}: {}", host_io::strerror(&error))),
         }
     }
 

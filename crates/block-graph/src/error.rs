@@ -80,7 +80,7 @@ impl BlockError {
             kind: BlockErrorKind::Host,
             operation,
             errno,
-            message: strerror(error),
+            message: host_io::strerror(error),
         }
     }
 
@@ -145,15 +145,6 @@ impl BlockError {
             errno: libc::ENOSPC,
             message: message.into(),
         }
-    }
-}
-
-/// The host's words for an error without Rust's "(os error N)".
-pub fn strerror(error: &io::Error) -> String {
-    let text = error.to_string();
-    match text.find(" (os error ") {
-        Some(at) => text.get(..at).unwrap_or(&text).to_owned(),
-        None => text,
     }
 }
 

@@ -42,7 +42,7 @@ pub use driver::{
     WriteFlags,
 };
 pub use edge::{ChildRole, Edge, ParentName};
-pub use error::{BlockError, BlockErrorKind, BlockOperation, GraphError, strerror};
+pub use error::{BlockError, BlockErrorKind, BlockOperation, GraphError};
 pub use events::{BlockEvents, ImageCorrupted};
 pub use graph::{Drained, Graph, MAX_NODE_NAME, Replacement};
 pub use in_flight::{InFlight, InFlightGuard, InFlightMark};

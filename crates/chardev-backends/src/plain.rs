@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use api::{ChardevFile, ChardevHostdev, ChardevPty, ChardevStdio, QmpError};
 use chardev::{ByteStream, CONNECTION_BACKLOG, Chardev, Connections, RingBuffer};
+use host_io::strerror;
 use parking_lot::Mutex;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 use tokio::sync::mpsc;
@@ -77,20 +78,13 @@ fn opened(chardev: PlainChardev) -> Opened {
 }
 
 fn pair(input: Option<OwnedFd>, output: Option<OwnedFd>) -> Result<PairStream, QmpError> {
-    PairStream::new(input, output, Arc::<OpenCount>::default().opened())
-        .map_err(|error| QmpError::generic(format!("Cannot use the descriptor: {}", words(&error))))
-}
-
-fn words(error: &io::Error) -> String {
-    let text = error.to_string();
-    text.find(" (os error")
-        .and_then(|at| text.get(..at))
-        .unwrap_or(&text)
-        .to_owned()
+    PairStream::new(input, output, Arc::<OpenCount>::default().opened()).map_err(|error| {
+        QmpError::generic(format!("Cannot use the descriptor: {}", strerror(&error)))
+    })
 }
 
 fn could_not_open(path: &str) -> impl Fn(io::Error) -> QmpError {
-    move |error| QmpError::generic(format!("Could not open '{path}': {}", words(&error)))
+    move |error| QmpError::generic(format!("Could not open '{path}': {}", strerror(&error)))
 }
 
 /// `null`: reads wait for ever, writes vanish.
@@ -171,11 +165,15 @@ impl Drop for PtyPeer {
 
 /// `pty`: a new pseudo-terminal.
 pub(crate) fn open_pty(options: &ChardevPty) -> Result<Opened, QmpError> {
-    let (controller, peer, name) = make_pty()
-        .map_err(|error| QmpError::generic(format!("Failed to create PTY: {}", words(&error))))?;
+    let (controller, peer, name) = make_pty().map_err(|error| {
+        QmpError::generic(format!("Failed to create PTY: {}", strerror(&error)))
+    })?;
     if let Some(link) = &options.path {
         std::os::unix::fs::symlink(&name, link).map_err(|error| {
-            QmpError::generic(format!("Failed to create PTY symlink: {}", words(&error)))
+            QmpError::generic(format!(
+                "Failed to create PTY symlink: {}",
+                strerror(&error)
+            ))
         })?;
     }
     let output = controller.try_clone().map_err(could_not_open(&name))?;

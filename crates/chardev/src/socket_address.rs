@@ -76,11 +76,7 @@ fn host_port(host: &str, port: &str) -> String {
 }
 
 fn failed(what: impl std::fmt::Display, error: impl Into<io::Error>) -> QmpError {
-    let text = error.into().to_string();
-    let text = text
-        .find(" (os error")
-        .and_then(|at| text.get(..at))
-        .unwrap_or(&text);
+    let text = host_io::strerror(&error.into());
     QmpError::generic(format!("{what}: {text}"))
 }
 

@@ -33,6 +33,7 @@ mod ring;
 mod socket;
 mod threads;
 mod watch;
+mod words;
 
 pub use buf::{BUF_ALIGN, IoBuf, IoBytes};
 pub use code_pages::give_back_code;
@@ -51,6 +52,7 @@ pub use reactor::Engine;
 pub use request_slots::RequestSlots;
 pub use socket::{Listener, Stream};
 pub use watch::watch_fd;
+pub use words::strerror;
 
 #[cfg(test)]
 mod tests;

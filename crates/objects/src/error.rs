@@ -94,7 +94,7 @@ pub enum ObjectError {
     /// A file cannot be opened.
     #[error(
         "Unable to read {path}: Failed to open file \u{201c}{path}\u{201d}: {}",
-        reason(source)
+        host_io::strerror(source)
     )]
     Open {
         /// The file.
@@ -105,7 +105,7 @@ pub enum ObjectError {
     /// A file cannot be read.
     #[error(
         "Unable to read {path}: Error reading file \u{201c}{path}\u{201d}: {}",
-        reason(source)
+        host_io::strerror(source)
     )]
     Read {
         /// The file.
@@ -122,7 +122,7 @@ pub enum ObjectError {
         max_bytes: u64,
     },
     /// A file of credentials cannot be read.
-    #[error("Unable to access credentials {path}: {}", reason(source))]
+    #[error("Unable to access credentials {path}: {}", host_io::strerror(source))]
     Credentials {
         /// The file.
         path: PathBufDisplay,
@@ -138,7 +138,10 @@ pub enum ObjectError {
         detail: String,
     },
     /// The iothread's thread cannot be made.
-    #[error("cannot start the thread of iothread '{id}': {}", reason(source))]
+    #[error(
+        "cannot start the thread of iothread '{id}': {}",
+        host_io::strerror(source)
+    )]
     Thread {
         /// The iothread.
         id: String,
@@ -164,15 +167,6 @@ pub struct PathBufDisplay(pub PathBuf);
 impl std::fmt::Display for PathBufDisplay {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.0.display().fmt(f)
-    }
-}
-
-/// The system's words without the error's number.
-fn reason(error: &io::Error) -> String {
-    let text = error.to_string();
-    match text.split_once(" (os error") {
-        Some((words, _)) => words.to_owned(),
-        None => text,
     }
 }
 

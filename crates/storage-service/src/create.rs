@@ -87,7 +87,7 @@ async fn create_file(
     let size = options.size;
     let create = move || {
         let could_not = |error: &std::io::Error| {
-            let words = block_graph::strerror(error);
+            let words = host_io::strerror(error);
             QmpError::generic(format!("Could not create '{path}': {words}"))
         };
         OpenOptions::new()

@@ -23,26 +23,16 @@ fn create(path: &str) -> Result<BufWriter<std::fs::File>, QmpError> {
         .mode(FILE_MODE)
         .open(path);
     let file = file.map_err(|error| {
-        let words = block_words(&error);
+        let words = host_io::strerror(&error);
         QmpError::generic(format!("Could not open '{path}': {words}"))
     })?;
     Ok(BufWriter::new(file))
 }
 
-/// The host's words, without Rust's number behind them.
-fn block_words(error: &std::io::Error) -> String {
-    let words = error.to_string();
-    words
-        .split(" (os error")
-        .next()
-        .unwrap_or_default()
-        .to_owned()
-}
-
 fn write_failed(path: &str, error: &std::io::Error) -> QmpError {
     QmpError::generic(format!(
         "writing memory to '{path}' failed: {}",
-        block_words(error)
+        host_io::strerror(error)
     ))
 }
 

@@ -76,8 +76,7 @@ impl PidFile {
     /// Words for people.
     pub(crate) fn create(path: &str) -> Result<Self, String> {
         let could_not = |what: &str, error: &io::Error| {
-            let words = error.to_string();
-            let words = words.split(" (os error").next().unwrap_or_default();
+            let words = host_io::strerror(error);
             format!("cannot create PID file: {what} '{path}': {words}")
         };
         let mut file = OpenOptions::new()
