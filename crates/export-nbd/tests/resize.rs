@@ -96,6 +96,26 @@ fn data_is_not_taken_from_under_another_client() {
 }
 
 #[test]
+fn what_is_shorter_is_decided_when_its_turn_has_come() {
+    let rig = Rig::start(NbdServerOptions::default());
+    let node = rig.raw_node("disk", 4 * MIB);
+    rig.resizable_export(&node);
+    let mut first = rig.client("disk", ReplyFormat::Structured);
+    let _second = rig.client("disk", ReplyFormat::Structured);
+    // Longer than the disk is when it is asked for, shorter than it is then.
+    let longer = first.send(Command::Resize, NONE, 8 * MIB, 0, &[]);
+    let shorter = first.send(Command::Resize, NONE, 6 * MIB, 0, &[]);
+    for _ in 0..2 {
+        let mut reply = Reply::default();
+        let (answered, _) = first.receive_chunk(&mut reply, 0);
+        let code = reply.error.map(|(code, _)| code);
+        assert!(answered == longer || answered == shorter);
+        assert_eq!(code.is_some(), answered == shorter, "{code:?}");
+    }
+    assert_eq!(node.length(), 8 * MIB);
+}
+
+#[test]
 fn requests_under_way_end_before_the_length_changes() {
     let rig = Rig::start(NbdServerOptions::default());
     let node = rig.null_node("slow", 4 * MIB, Duration::from_millis(300));
