@@ -425,6 +425,40 @@ fn texts_that_nobody_can_read_end_in_good_order() {
     }
 }
 
+#[test]
+fn new_terminals_are_told_of() {
+    let machine = [
+        "system",
+        "-nodefaults",
+        "-display",
+        "none",
+        "-S",
+        "-m",
+        "16",
+        "-serial",
+        "pty",
+    ];
+    let daemon = ["storage-daemon", "--chardev", "pty,id=serial0"];
+    for arguments in [&machine[..], &daemon[..]] {
+        let mut child = Newcomer(
+            Command::new(RATITE)
+                .args(arguments)
+                .stdin(Stdio::null())
+                .stdout(Stdio::piped())
+                .spawn()
+                .expect("our program starts"),
+        );
+        let mut line = String::new();
+        let mut stdout = BufReader::new(child.0.stdout.take().expect("a pipe"));
+        stdout.read_line(&mut line).unwrap();
+        let name = line
+            .strip_prefix("char device redirected to ")
+            .and_then(|rest| rest.strip_suffix(" (label serial0)\n"));
+        let name = name.unwrap_or_else(|| panic!("{line:?}"));
+        assert!(Path::new(name).exists(), "{name}");
+    }
+}
+
 /// As under cron, or as a service.
 #[test]
 fn a_guest_is_heard_where_nobody_types() {

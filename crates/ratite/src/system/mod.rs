@@ -238,7 +238,7 @@ impl System {
             LegacyChardev::None => Ok(None),
             LegacyChardev::Existing(id) => Ok(Some(id)),
             LegacyChardev::New(arguments) => {
-                self.storage.add_chardev(*arguments).await?;
+                service_option::add_chardev(&self.storage, *arguments).await?;
                 Ok(Some(id.to_owned()))
             }
         }
