@@ -9,6 +9,7 @@ use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::io::{
@@ -27,6 +28,8 @@ const HELP: &[u8] = b"\r\n\
     C-a x    exit emulator\r\n\
     C-a c    switch between console and monitor\r\n\
     C-a C-a  sends C-a\r\n";
+/// How long a terminal has to take its last bytes.
+const FAREWELL_PATIENCE: Duration = Duration::from_millis(100);
 const FAREWELL: &[u8] = b"QEMU: Terminated\r\n";
 
 /// What a byte from the terminal means.
@@ -189,49 +192,65 @@ impl Mux {
         let (mut typed, mut said) = ([0; READ_BYTES], [0; READ_BYTES]);
         let mut second_said = [0; READ_BYTES];
         let mut is_open = [true; 2];
+        // What the terminal has not taken yet. Keys are looked at all the same.
+        let mut shown = Vec::new();
         loop {
             let [first, second] = &mut self.ends;
             let [first_open, second_open] = &mut is_open;
+            let has_room = shown.is_empty();
             tokio::select! {
                 count = reader.read(&mut typed) => match count? {
                     0 => return Ok(()),
                     count => {
                         for byte in typed.iter().take(count) {
-                            self.typed(*byte, &mut writer).await?;
+                            self.typed(*byte, &mut shown, &mut writer).await;
                         }
                     }
                 },
-                count = first.read(&mut said), if *first_open => {
+                count = writer.write(&shown), if !has_room => match count? {
+                    0 => return Err(std::io::ErrorKind::WriteZero.into()),
+                    count => {
+                        shown.drain(..count.min(shown.len()));
+                    }
+                },
+                count = first.read(&mut said), if has_room && *first_open => {
                     let count = count?;
                     *first_open = count > 0;
-                    writer.write_all(said.get(..count).unwrap_or_default()).await?;
+                    shown.extend(said.iter().take(count));
                 }
-                count = second.read(&mut second_said), if *second_open && self.second_in_front => {
+                count = second.read(&mut second_said),
+                    if has_room && *second_open && self.second_in_front =>
+                {
                     let count = count?;
                     *second_open = count > 0;
-                    writer.write_all(second_said.get(..count).unwrap_or_default()).await?;
+                    shown.extend(second_said.iter().take(count));
                 }
             }
-            writer.flush().await?;
         }
     }
 
     async fn typed(
         &mut self,
         byte: u8,
+        shown: &mut Vec<u8>,
         terminal: &mut (impl AsyncWrite + Unpin),
-    ) -> std::io::Result<()> {
+    ) {
         match self.keys.feed(byte) {
             Key::Byte(byte) => self.pass(byte).await,
             Key::Switch => self.second_in_front = !self.second_in_front,
-            Key::Help => terminal.write_all(HELP).await?,
+            // Once is enough for a terminal that takes nothing.
+            Key::Help if shown.len() <= READ_BYTES => shown.extend(HELP),
+            Key::Help => {}
             Key::Quit => {
-                terminal.write_all(FAREWELL).await?;
+                shown.extend(FAREWELL);
+                // A terminal that takes nothing does not keep the program from ending.
+                let last = terminal.write_all(shown);
+                let _ = tokio::time::timeout(FAREWELL_PATIENCE, last).await;
+                shown.clear();
                 (self.quit)();
             }
             Key::Nothing => {}
         }
-        Ok(())
     }
 
     /// Gives a byte to the frontend in front, if that has room.
@@ -266,5 +285,38 @@ mod tests {
         assert_eq!(all(b"c\x01"), [Key::Byte(b'c')]);
         // What began goes on.
         assert_eq!(all(b"c"), [Key::Switch]);
+    }
+
+    /// As with a pager behind standard output.
+    #[tokio::test]
+    async fn keys_count_where_nothing_is_read() {
+        let (mut person, terminal) = duplex(64);
+        let ((first, first_end), (second, second_end)) = (end(), end());
+        let connection = |end: &Arc<dyn Chardev>| {
+            let mut connections = end.take_connections().unwrap();
+            connections.try_recv().unwrap()
+        };
+        let (mut guest, _monitor) = (connection(&first), connection(&second));
+        let (told, mut quit) = mpsc::unbounded_channel();
+        let mut mux = Mux {
+            ends: [first_end, second_end],
+            keys: Keys::default(),
+            second_in_front: false,
+            quit: Box::new(move || told.send(()).unwrap()),
+        };
+        guest.write_all(&[b'x'; 10_000]).await.unwrap();
+        let typing = async {
+            // More than one typed byte has room for at a time, and more help than anybody reads.
+            for _ in 0..2000 {
+                person.write_all(b"\x01h").await.unwrap();
+            }
+            person.write_all(b"\x01x").await.unwrap();
+            quit.recv().await.unwrap();
+        };
+        let stream = Box::new(EndStream(terminal));
+        tokio::select! {
+            ended = mux.serve(stream) => panic!("{ended:?}"),
+            ended = tokio::time::timeout(Duration::from_secs(20), typing) => ended.unwrap(),
+        }
     }
 }

@@ -110,15 +110,17 @@ impl NbdExport {
             let why = "clients may not resize this export".to_owned();
             return Err((ErrorCode::Permission, why));
         };
-        if length_bytes < self.options.backend.length() && self.clients.len() > 1 {
-            let why = "other clients use the export, so it cannot become smaller".to_owned();
-            return Err((ErrorCode::Permission, why));
-        }
         if length_bytes > MAX_LENGTH_BYTES {
             let why = format!("the largest length is {MAX_LENGTH_BYTES} bytes");
             return Err((ErrorCode::NoSpace, why));
         }
-        let resized = resizer.resize(&self.options.graph, length_bytes).await;
+        let turn = resizer.turn().await;
+        // Only now: a change that came before may have made the length greater.
+        if length_bytes < self.options.backend.length() && self.clients.len() > 1 {
+            let why = "other clients use the export, so it cannot become smaller".to_owned();
+            return Err((ErrorCode::Permission, why));
+        }
+        let resized = turn.resize(&self.options.graph, length_bytes).await;
         resized.map_err(|error| (ErrorCode::from_linux_errno(error.errno), error.message))
     }
 

@@ -18,7 +18,7 @@ pub(crate) struct Resizer {
 }
 
 /// The turn of one change, until it is dropped.
-struct Turn<'a>(&'a Resizer);
+pub(crate) struct Turn<'a>(&'a Resizer);
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
@@ -41,28 +41,30 @@ impl Resizer {
         &self.backend
     }
 
+    /// Waits until the changes that came before have been made.
+    pub(crate) async fn turn(&self) -> Turn<'_> {
+        let free = || (!self.busy.swap(true, Ordering::Acquire)).then_some(());
+        self.freed.until(free).await;
+        Turn(self)
+    }
+}
+
+impl Turn<'_> {
     /// Changes the length once all requests that reach the node have ended; those that come
     /// meanwhile wait. What sees the node is told.
     ///
     /// # Errors
     /// The host's, or the image's; the length is as before then.
-    pub(crate) async fn resize(&self, graph: &Graph, length_bytes: u64) -> Result<(), BlockError> {
-        let _turn = self.turn().await;
-        let node = self.backend.edge().node_arc();
-        let drained = graph.drain(&node, Some(&self.backend)).await;
-        let resized = self
-            .backend
+    pub(crate) async fn resize(self, graph: &Graph, length_bytes: u64) -> Result<(), BlockError> {
+        let backend = &self.0.backend;
+        let node = backend.edge().node_arc();
+        let drained = graph.drain(&node, Some(backend)).await;
+        let resized = backend
             .resize(length_bytes, false, Preallocation::Off)
             .await;
         drop(drained);
         resized?;
         graph.tell_length_changed();
         Ok(())
-    }
-
-    async fn turn(&self) -> Turn<'_> {
-        let free = || (!self.busy.swap(true, Ordering::Acquire)).then_some(());
-        self.freed.until(free).await;
-        Turn(self)
     }
 }

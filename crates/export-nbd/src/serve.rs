@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use block_graph::{BlockError, WriteFlags};
+use block_graph::{BlockError, BlockErrorKind, WriteFlags};
 use host_io::{IoBuf, IoBytes};
 use nbd_wire::reply::{ChunkWriter, ReplyFormat, encode_simple};
 use nbd_wire::{Command, CommandFlags, ErrorCode, MAX_PAYLOAD_BYTES, ReplyFlags, Request};
@@ -25,8 +25,13 @@ struct Failure {
 
 impl From<BlockError> for Failure {
     fn from(error: BlockError) -> Self {
+        let code = match error.kind {
+            // The request was checked when it came; the export has become shorter since.
+            BlockErrorKind::OutOfRange => ErrorCode::NoSpace,
+            _ => ErrorCode::from_linux_errno(error.errno),
+        };
         Self {
-            code: ErrorCode::from_linux_errno(error.errno),
+            code,
             message: error.message.into(),
         }
     }

@@ -96,6 +96,52 @@ fn data_is_not_taken_from_under_another_client() {
 }
 
 #[test]
+fn what_is_shorter_is_decided_when_its_turn_has_come() {
+    let rig = Rig::start(NbdServerOptions::default());
+    let node = rig.raw_node("disk", 4 * MIB);
+    rig.resizable_export(&node);
+    let mut first = rig.client("disk", ReplyFormat::Structured);
+    let _second = rig.client("disk", ReplyFormat::Structured);
+    // Longer than the disk is when it is asked for, shorter than it is then.
+    let longer = first.send(Command::Resize, NONE, 8 * MIB, 0, &[]);
+    let shorter = first.send(Command::Resize, NONE, 6 * MIB, 0, &[]);
+    for _ in 0..2 {
+        let mut reply = Reply::default();
+        let (answered, _) = first.receive_chunk(&mut reply, 0);
+        let code = reply.error.map(|(code, _)| code);
+        assert!(answered == longer || answered == shorter);
+        assert_eq!(code.is_some(), answered == shorter, "{code:?}");
+    }
+    assert_eq!(node.length(), 8 * MIB);
+}
+
+#[test]
+fn what_was_cut_off_while_a_request_waited_has_no_space() {
+    let rig = Rig::start(NbdServerOptions::default());
+    let node = rig.raw_node("disk", 4 * MIB);
+    rig.resizable_export(&node);
+    let mut client = rig.client("disk", ReplyFormat::Structured);
+    let mut too_late = 0;
+    for _ in 0..200 {
+        let shorter = client.send(Command::Resize, NONE, MIB, 0, &[]);
+        client.send_reads(&[MIB, 2 * MIB, 3 * MIB], 4096);
+        let mut left = 4;
+        while left > 0 {
+            let mut reply = Reply::default();
+            let (answered, is_last) = client.receive_chunk(&mut reply, 0);
+            left -= u32::from(is_last);
+            if let Some((code, _)) = reply.error {
+                assert_ne!(answered, shorter);
+                assert_eq!(code, ErrorCode::NoSpace);
+                too_late += 1;
+            }
+        }
+        resize(&mut client, 4 * MIB).unwrap();
+    }
+    assert!(too_late > 0);
+}
+
+#[test]
 fn requests_under_way_end_before_the_length_changes() {
     let rig = Rig::start(NbdServerOptions::default());
     let node = rig.null_node("slow", 4 * MIB, Duration::from_millis(300));

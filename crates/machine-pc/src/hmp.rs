@@ -311,7 +311,7 @@ pub(crate) async fn run(
         return Ok(String::new());
     }
     let Some(command) = Command::find(name) else {
-        return Ok(format!("unknown command: '{name}'\r\n"));
+        return Ok(shown(&format!("unknown command: '{name}'\n")));
     };
     let text = match answer(handlers, command, rest, cpu).await {
         Ok(text) => text,
@@ -322,7 +322,22 @@ pub(crate) async fn run(
         }
         Err(Complaint::Expression(words)) => format!("{words}\n{}", command.hint()),
     };
-    Ok(text.replace('\n', "\r\n"))
+    Ok(shown(&text))
+}
+
+/// A text as a terminal takes it. Names in it come from outside, such as that of a backing file from an image: their
+/// control characters reach no terminal.
+fn shown(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\n' => shown.push_str("\r\n"),
+            '\t' => shown.push(c),
+            c if c.is_control() => shown.extend(c.escape_default()),
+            c => shown.push(c),
+        }
+    }
+    shown
 }
 
 async fn answer(handlers: &MachineHandlers, command: &Command, rest: &str, cpu: i64) -> Answer {
@@ -415,6 +430,13 @@ mod tests {
         );
         assert_eq!(words("\"open"), Err(()));
         assert_eq!(words(""), Ok(vec![]));
+    }
+
+    #[test]
+    fn control_characters_reach_no_terminal() {
+        assert_eq!(shown("a\tb\nc\n"), "a\tb\r\nc\r\n");
+        let name = "\x1b]0;title\x07\r\u{9b}2Jü";
+        assert_eq!(shown(name), "\\u{1b}]0;title\\u{7}\\r\\u{9b}2Jü");
     }
 
     #[test]

@@ -1,13 +1,14 @@
 //! A serial port's line as a chardev's frontend.
 //!
 //! Output goes into a buffer that a task empties into whoever is connected; without a connection it is dropped, as on a
-//! cable with nobody at its end. A peer that does not read holds the guest up, a little with each byte, and then
-//! loses bytes: a guest cannot be made to wait for ever.
+//! cable with nobody at its end. What is sent before the first connection is kept for it, as far as there is room. A peer
+//! that does not read holds the guest up, a little with each byte, and then loses bytes; one that has not read for
+//! [`MAX_FRUITLESS_WAITS`] bytes holds nobody up any more until it does. A guest cannot be made to wait for ever.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chardev::ChardevClaim;
 use dev_pc::debug_ports::DebugOutput;
@@ -21,13 +22,31 @@ use tokio::sync::Notify;
 const MAX_OUTPUT_BYTES: usize = 1 << 20;
 /// How long one byte waits for room.
 const PATIENCE: Duration = Duration::from_millis(20);
+/// How many bytes wait in vain for a peer that does not read, before the next ones are dropped at once.
+const MAX_FRUITLESS_WAITS: u32 = 50;
+/// How long a machine that ends waits for a first connection: one that was there from the start takes as long to be
+/// noticed at most.
+const ARRIVAL: Duration = Duration::from_millis(100);
 /// Input read at once.
 const INPUT_BYTES: usize = 4096;
+
+/// Who is at the other end.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Peer {
+    /// Nobody, or nobody any more.
+    #[default]
+    None,
+    /// Somebody may come.
+    Awaited,
+    Connected,
+}
 
 #[derive(Default)]
 struct Output {
     bytes: VecDeque<u8>,
-    connected: bool,
+    peer: Peer,
+    /// How many bytes in a row have waited for room and found none.
+    fruitless_waits: u32,
     /// Bytes have been taken and are not with the reader yet.
     sending: bool,
 }
@@ -44,12 +63,16 @@ pub(crate) struct SerialCable {
 impl SerialCable {
     fn send(&self, byte: u8) {
         let mut output = self.output.lock();
-        if !output.connected {
+        if output.peer == Peer::None {
             return;
         }
         if output.bytes.len() >= MAX_OUTPUT_BYTES {
+            if output.peer == Peer::Awaited || output.fruitless_waits >= MAX_FRUITLESS_WAITS {
+                return;
+            }
             self.room.wait_for(&mut output, PATIENCE);
             if output.bytes.len() >= MAX_OUTPUT_BYTES {
+                output.fruitless_waits = output.fruitless_waits.saturating_add(1);
                 return;
             }
         }
@@ -66,14 +89,15 @@ impl SerialCable {
         let mut output = self.output.lock();
         into.extend(output.bytes.drain(..));
         output.sending = !into.is_empty();
+        output.fruitless_waits = 0;
         drop(output);
         self.room.notify_all();
     }
 
-    fn set_connected(&self, connected: bool) {
+    fn set_peer(&self, peer: Peer) {
         let mut output = self.output.lock();
-        output.connected = connected;
-        if !connected {
+        output.peer = peer;
+        if peer == Peer::None {
             output.bytes.clear();
             output.sending = false;
             self.room.notify_all();
@@ -82,12 +106,21 @@ impl SerialCable {
 
     /// Waits until all output has been taken, or nobody is there to take it.
     pub(crate) async fn drained(&self) {
-        while {
-            let output = self.output.lock();
-            output.connected && (output.sending || !output.bytes.is_empty())
-        } {
+        let since = Instant::now();
+        while self.is_owed(since.elapsed()) {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
+    }
+
+    /// Whether somebody is to get what has been sent, after a wait for it.
+    fn is_owed(&self, waited: Duration) -> bool {
+        let output = self.output.lock();
+        let somebody = match output.peer {
+            Peer::None => false,
+            Peer::Awaited => waited < ARRIVAL,
+            Peer::Connected => true,
+        };
+        somebody && (output.sending || !output.bytes.is_empty())
     }
 }
 
@@ -120,7 +153,7 @@ pub(crate) fn port(
     let cable = Arc::new(SerialCable::default());
     let uart = Uart::new(irq, cable.clone());
     if let Some(claim) = claim {
-        cable.set_connected(true);
+        cable.set_peer(Peer::Awaited);
         let end = Arc::downgrade(&uart);
         runtime.spawn(serve(claim, cable.clone(), Some(end)));
     }
@@ -130,7 +163,7 @@ pub(crate) fn port(
 /// Connects a device that only writes.
 pub(crate) fn writer(claim: ChardevClaim, runtime: &tokio::runtime::Handle) -> Arc<SerialCable> {
     let cable = Arc::new(SerialCable::default());
-    cable.set_connected(true);
+    cable.set_peer(Peer::Awaited);
     runtime.spawn(serve(claim, cable.clone(), None));
     cable
 }
@@ -142,7 +175,7 @@ async fn serve(mut claim: ChardevClaim, cable: Arc<SerialCable>, uart: Option<We
     };
     let mut next = connections.recv().await;
     while let Some(stream) = next {
-        cable.set_connected(true);
+        cable.set_peer(Peer::Connected);
         let (reader, mut writer) = tokio::io::split(stream);
         let ended = Notify::new();
         // A peer that writes no more may still read; it is left for another one only. Of standard
@@ -162,7 +195,7 @@ async fn serve(mut claim: ChardevClaim, cable: Arc<SerialCable>, uart: Option<We
         next = match replaced {
             Some(stream) => Some(stream),
             None => {
-                cable.set_connected(false);
+                cable.set_peer(Peer::None);
                 connections.recv().await
             }
         };
@@ -219,5 +252,58 @@ async fn deliver(mut bytes: &[u8], cable: &SerialCable, uart: Option<&Weak<Uart>
         if !bytes.is_empty() {
             cable.input_wanted.notified().await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// More than has room, and far more than anybody could wait for byte by byte.
+    fn send_too_much(cable: &SerialCable) -> Duration {
+        let begun = Instant::now();
+        for _ in 0..MAX_OUTPUT_BYTES + 100_000 {
+            cable.send(b'x');
+        }
+        begun.elapsed()
+    }
+
+    #[test]
+    fn nobody_holds_a_guest_up_before_the_first_connection() {
+        let cable = SerialCable::default();
+        cable.set_peer(Peer::Awaited);
+        assert!(send_too_much(&cable) < PATIENCE * MAX_FRUITLESS_WAITS);
+        assert_eq!(cable.output.lock().fruitless_waits, 0);
+        // The first one gets what had room.
+        let mut kept = Vec::new();
+        cable.take_output(&mut kept);
+        assert_eq!(kept.len(), MAX_OUTPUT_BYTES);
+    }
+
+    #[test]
+    fn a_peer_that_does_not_read_holds_a_guest_up_only_so_long() {
+        let cable = SerialCable::default();
+        cable.set_peer(Peer::Connected);
+        let longest = PATIENCE * MAX_FRUITLESS_WAITS;
+        assert!((longest..longest * 10).contains(&send_too_much(&cable)));
+        // Once it reads, it is waited for again.
+        cable.take_output(&mut Vec::new());
+        assert!((longest..longest * 10).contains(&send_too_much(&cable)));
+    }
+
+    #[tokio::test]
+    async fn an_end_does_not_wait_for_who_has_never_come() {
+        let cable = SerialCable::default();
+        cable.set_peer(Peer::Awaited);
+        cable.send(b'x');
+        let begun = Instant::now();
+        cable.drained().await;
+        assert!(begun.elapsed() >= ARRIVAL);
+        cable.set_peer(Peer::Connected);
+        let waited = tokio::time::timeout(2 * ARRIVAL, cable.drained()).await;
+        assert!(waited.is_err(), "who is there gets it");
+        cable.take_output(&mut Vec::new());
+        cable.set_peer(Peer::None);
+        cable.drained().await;
     }
 }

@@ -18,6 +18,8 @@ pub use readline::{HISTORY_LINES, MAX_LINE_CHARS, Readline, Typed};
 const PROMPT: &str = "(qemu) ";
 /// How many bytes are read at a time.
 const READ_BYTES: usize = 1024;
+/// How much is put out at a time: one key may show a whole line anew.
+const WRITE_BYTES: usize = 64 << 10;
 
 /// What a line prints, once it has been run.
 pub type HumanReply<'a> = Pin<Box<dyn Future<Output = String> + Send + 'a>>;
@@ -75,6 +77,9 @@ async fn talk(
                     readline.show(&mut out);
                 }
             }
+            if out.len() >= WRITE_BYTES {
+                send(&mut stream, &mut out).await?;
+            }
         }
     }
 }
@@ -84,4 +89,90 @@ async fn send(stream: &mut Box<dyn ByteStream>, out: &mut String) -> std::io::Re
     stream.flush().await?;
     out.clear();
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+    use std::os::fd::OwnedFd;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::{Context, Poll};
+
+    use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+    use super::*;
+
+    /// A terminal where all has been typed already.
+    struct Typist {
+        typed: VecDeque<u8>,
+        /// The most that was put out at once.
+        longest: Arc<AtomicUsize>,
+    }
+
+    impl AsyncRead for Typist {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            _cx: &mut Context<'_>,
+            buf: &mut ReadBuf<'_>,
+        ) -> Poll<std::io::Result<()>> {
+            let count = buf.remaining().min(self.typed.len());
+            buf.put_slice(&self.typed.drain(..count).collect::<Vec<_>>());
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    impl AsyncWrite for Typist {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            _cx: &mut Context<'_>,
+            buf: &[u8],
+        ) -> Poll<std::io::Result<usize>> {
+            self.longest.fetch_max(buf.len(), Ordering::Relaxed);
+            Poll::Ready(Ok(buf.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    impl ByteStream for Typist {
+        fn take_fds(&mut self) -> Vec<OwnedFd> {
+            Vec::new()
+        }
+    }
+
+    struct Nothing;
+
+    impl HumanCommands for Nothing {
+        fn run<'a>(&'a self, _line: &'a str) -> HumanReply<'a> {
+            Box::pin(async { String::new() })
+        }
+
+        fn complete(&self, _typed: &str) -> Vec<String> {
+            Vec::new()
+        }
+    }
+
+    /// One byte typed may show a whole line: what waits to be put out is bounded all the same.
+    #[tokio::test]
+    async fn keys_that_show_much_are_put_out_bit_by_bit() {
+        let mut typed: VecDeque<u8> = "ü".repeat(MAX_LINE_CHARS).bytes().collect();
+        typed.push_back(b'\n');
+        let (up, down) = (0x10, 0x0e);
+        typed.extend([up, down].repeat(READ_BYTES));
+        let longest = Arc::<AtomicUsize>::default();
+        let stream = Typist {
+            typed,
+            longest: Arc::clone(&longest),
+        };
+        talk(Box::new(stream), &Nothing, "hello").await.unwrap();
+        let longest = longest.load(Ordering::Relaxed);
+        let one_line = 4 * MAX_LINE_CHARS;
+        assert!(longest < WRITE_BYTES + one_line, "{longest} bytes at once");
+    }
 }

@@ -31,6 +31,16 @@ impl Flat {
         Ok(Self { values })
     }
 
+    /// Keys may be written with underscores for dashes, as they were of old.
+    pub(crate) fn with_dashes(self) -> Self {
+        let values = self.values.into_iter();
+        Self {
+            values: values
+                .map(|(key, value)| (key.replace('_', "-"), value))
+                .collect(),
+        }
+    }
+
     /// Takes a key's value.
     pub(crate) fn take(&mut self, key: &str) -> Option<String> {
         self.values.remove(key)

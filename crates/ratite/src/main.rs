@@ -7,6 +7,7 @@ mod newcomer;
 mod qapi_command;
 mod qmp_shell;
 mod service_option;
+mod standard_output;
 mod storage_daemon;
 mod system;
 
@@ -76,13 +77,10 @@ fn run(personality: &str, program: &str, arguments: Vec<OsString>) -> ExitCode {
         "qapi" => qapi_command::main(arguments),
         "man" => manual::write_pages(&arguments),
         "completions" => manual::print_completions(&arguments),
-        "help" | "--help" | "-h" => {
-            print!("{HELP}");
-            ExitCode::SUCCESS
-        }
+        "help" | "--help" | "-h" => standard_output::print("ratite", HELP),
         "--version" | "-V" | "version" => {
-            println!("ratite {}", env!("CARGO_PKG_VERSION"));
-            ExitCode::SUCCESS
+            let version = concat!("ratite ", env!("CARGO_PKG_VERSION"), "\n");
+            standard_output::print("ratite", version)
         }
         unknown => {
             eprintln!("ratite: unknown command '{unknown}'; 'ratite help' lists them");

@@ -9,6 +9,8 @@ use std::process::ExitCode;
 use clap::Command;
 use clap_complete::Shell;
 
+use crate::standard_output;
+
 /// The whole program as one table.
 fn program() -> Command {
     Command::new("ratite")
@@ -54,8 +56,9 @@ pub(crate) fn print_completions(arguments: &[OsString]) -> ExitCode {
         eprintln!("usage: ratite completions bash|elvish|fish|powershell|zsh");
         return ExitCode::FAILURE;
     };
-    clap_complete::generate(shell, &mut program(), "ratite", &mut io::stdout());
-    ExitCode::SUCCESS
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut program(), "ratite", &mut script);
+    standard_output::print("ratite", &String::from_utf8_lossy(&script))
 }
 
 fn finish(done: io::Result<()>) -> ExitCode {

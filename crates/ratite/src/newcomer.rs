@@ -15,6 +15,7 @@ use tokio::net::UnixStream;
 use qmp_client::{Address, Client, ConnectOptions};
 
 use crate::qmp_shell;
+use crate::standard_output;
 use crate::storage_daemon::{EndSignals, control_runtime};
 use crate::system::options::Given;
 use crate::system::{System, machine_options_of, machine_storage};
@@ -48,7 +49,7 @@ fn run() -> anyhow::Result<ExitStatus> {
         let mut system = System::set_up(storage, &given, machine)
             .await
             .map_err(anyhow::Error::msg)?;
-        print!("{}", welcome(folder.path()));
+        standard_output::write(&welcome(folder.path()))?;
         system.start().await.map_err(anyhow::Error::msg)?;
         let status = serve(&system, folder.path(), &mut signals).await;
         system.close().await;
@@ -144,7 +145,7 @@ async fn serve(
         }
         // From here on the guest's lines would stand between a person's.
         shown.abort();
-        println!("\nThis is the QMP shell; 'help' tells more, Ctrl-D ends it.\n");
+        standard_output::write("\nThis is the QMP shell; 'help' tells more, Ctrl-D ends it.\n\n")?;
         let address = Address::Unix(folder.join("qmp.sock"));
         let client = Client::connect(&address, &ConnectOptions::default()).await?;
         let runtime = tokio::runtime::Handle::current();
@@ -169,7 +170,7 @@ async fn serve(
 async fn show_guest(socket: PathBuf) -> io::Result<()> {
     let mut lines = BufReader::new(UnixStream::connect(socket).await?).lines();
     while let Some(line) = lines.next_line().await? {
-        println!("  {}", line.trim_end());
+        standard_output::write(&format!("  {}\n", line.trim_end()))?;
     }
     Ok(())
 }

@@ -6,6 +6,8 @@ use std::process::ExitCode;
 use clap::{Arg, Command};
 use qapi::SourceLoader;
 
+use crate::standard_output;
+
 struct Files;
 
 impl SourceLoader for Files {
@@ -82,10 +84,7 @@ pub(crate) fn main(arguments: Vec<OsString>) -> ExitCode {
         _ => qapi_codegen::rust_text(&Files, path).map_err(|error| error.to_string()),
     };
     match text {
-        Ok(text) => {
-            println!("{}", text.trim_end());
-            ExitCode::SUCCESS
-        }
+        Ok(text) => standard_output::print("ratite qapi", &format!("{}\n", text.trim_end())),
         Err(error) => {
             eprintln!("{error}");
             ExitCode::FAILURE

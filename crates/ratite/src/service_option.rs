@@ -1,9 +1,10 @@
 //! The options that make parts of the storage service: the same in a storage daemon and a machine.
 
-use api::QmpError;
 use api::keyval::Options;
+use api::{ChardevAddArgs, QmpError};
 use storage_service::StorageService;
 
+use crate::standard_output;
 use crate::storage_daemon::chardev_option;
 
 /// The options, in an order in which each finds what it may refer to.
@@ -24,7 +25,7 @@ pub(crate) async fn add(
             let options = Options::parse(text, Some("qom-type"))?.read()?;
             service.add_object(options).await
         }
-        "chardev" => service.add_chardev(chardev_option::parse(text)?).await,
+        "chardev" => add_chardev(service, chardev_option::parse(text)?).await,
         "blockdev" => {
             let options = Options::parse(text, Some("driver"))?.read()?;
             service.add_node(options).await
@@ -39,4 +40,24 @@ pub(crate) async fn add(
         }
         other => Err(QmpError::generic(format!("unknown option '{other}'"))),
     }
+}
+
+/// Makes a chardev. Of a new terminal, whoever started the program is told the name.
+///
+/// # Errors
+/// Words for people.
+pub(crate) async fn add_chardev(
+    service: &StorageService,
+    arguments: ChardevAddArgs,
+) -> Result<(), QmpError> {
+    let label = arguments.id.clone();
+    let made = service.add_chardev(arguments).await?;
+    if let Some(terminal) = made.pty {
+        let text = format!("char device redirected to {terminal} (label {label})\n");
+        // Where nobody can be told, the monitor still knows.
+        if let Err(error) = standard_output::write(&text) {
+            tracing::warn!(%error, "cannot tell the name of a terminal");
+        }
+    }
+    Ok(())
 }

@@ -388,6 +388,77 @@ fn a_first_look_without_a_terminal() {
     assert!(!folder.exists(), "{} is left behind", folder.display());
 }
 
+/// `| true`, and a full file system.
+#[test]
+fn texts_that_nobody_can_read_end_in_good_order() {
+    let all: [&[&str]; 7] = [
+        &[],
+        &["help"],
+        &["version"],
+        &["completions", "bash"],
+        &["system", "--help"],
+        &["system", "-machine", "help"],
+        &["storage-daemon", "--help"],
+    ];
+    for arguments in all {
+        let ended = |stdout: Stdio| {
+            let mut command = Command::new(RATITE);
+            command.args(arguments).stdin(Stdio::null()).stdout(stdout);
+            let child = command.stderr(Stdio::piped()).spawn();
+            child.expect("our program starts").wait_with_output()
+        };
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = ended(writer.into()).unwrap();
+        assert!(
+            output.status.success(),
+            "{arguments:?}: {}",
+            stderr(&output)
+        );
+        assert!(output.stderr.is_empty(), "{}", stderr(&output));
+        let full = std::fs::File::create("/dev/full").unwrap();
+        let output = ended(full.into()).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+        let said = stderr(&output);
+        assert!(said.contains("No space left on device"), "{said}");
+        assert!(!said.contains("panicked"), "{said}");
+    }
+}
+
+#[test]
+fn new_terminals_are_told_of() {
+    let machine = [
+        "system",
+        "-nodefaults",
+        "-display",
+        "none",
+        "-S",
+        "-m",
+        "16",
+        "-serial",
+        "pty",
+    ];
+    let daemon = ["storage-daemon", "--chardev", "pty,id=serial0"];
+    for arguments in [&machine[..], &daemon[..]] {
+        let mut child = Newcomer(
+            Command::new(RATITE)
+                .args(arguments)
+                .stdin(Stdio::null())
+                .stdout(Stdio::piped())
+                .spawn()
+                .expect("our program starts"),
+        );
+        let mut line = String::new();
+        let mut stdout = BufReader::new(child.0.stdout.take().expect("a pipe"));
+        stdout.read_line(&mut line).unwrap();
+        let name = line
+            .strip_prefix("char device redirected to ")
+            .and_then(|rest| rest.strip_suffix(" (label serial0)\n"));
+        let name = name.unwrap_or_else(|| panic!("{line:?}"));
+        assert!(Path::new(name).exists(), "{name}");
+    }
+}
+
 /// As under cron, or as a service.
 #[test]
 fn a_guest_is_heard_where_nobody_types() {

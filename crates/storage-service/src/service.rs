@@ -239,22 +239,23 @@ impl StorageService {
     ///
     /// # Errors
     /// Words for people.
-    pub async fn add_chardev(&self, arguments: api::ChardevAddArgs) -> Result<(), QmpError> {
+    pub async fn add_chardev(
+        &self,
+        arguments: api::ChardevAddArgs,
+    ) -> Result<api::ChardevReturn, QmpError> {
         let id = arguments.id;
         let prefix = format!("Failed to add chardev '{id}': ");
         let added = self
             .inner
             .add_chardev(Caller::program(), &id, arguments.backend)
             .await;
-        added
-            .map(drop)
-            .map_err(|error| match error.desc.strip_prefix(&prefix) {
-                Some(rest) => QmpError::generic(rest),
-                None if error.desc.ends_with("already exists") => QmpError::generic(format!(
-                    "attempt to add duplicate property '{id}' to object (type 'container')"
-                )),
-                None => error,
-            })
+        added.map_err(|error| match error.desc.strip_prefix(&prefix) {
+            Some(rest) => QmpError::generic(rest),
+            None if error.desc.ends_with("already exists") => QmpError::generic(format!(
+                "attempt to add duplicate property '{id}' to object (type 'container')"
+            )),
+            None => error,
+        })
     }
 
     /// Starts the NBD server.

@@ -20,7 +20,7 @@ use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
 
-use crate::service_option;
+use crate::{service_option, standard_output};
 use options::{CommandLine, Parsed, Step};
 
 /// Threads of the control side. Handlers that block use threads of their own.
@@ -33,10 +33,7 @@ const START_UP: Duration = Duration::from_millis(100);
 pub(crate) fn main(program: &str, arguments: Vec<OsString>) -> ExitCode {
     let line = match options::parse(arguments) {
         Ok(Parsed::Run(line)) => line,
-        Ok(Parsed::Print(text)) => {
-            print!("{text}");
-            return ExitCode::SUCCESS;
-        }
+        Ok(Parsed::Print(text)) => return standard_output::print(program, &text),
         Err(complaint) => {
             eprintln!("{program}: {complaint}");
             if std::io::stderr().is_terminal() {

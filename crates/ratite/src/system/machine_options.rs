@@ -169,7 +169,7 @@ fn machine(
     accelerators: &mut Vec<String>,
     text: &str,
 ) -> Result<(), QmpError> {
-    let mut flat = Flat::parse(text, "type")?;
+    let mut flat = Flat::parse(text, "type")?.with_dashes();
     if let Some(name) = flat.take("type") {
         config.board = Board::find(&name).ok_or_else(|| {
             QmpError::generic(format!(
@@ -514,6 +514,7 @@ mod tests {
         ] {
             for (option, text) in [
                 ("machine", format!("pc,kernel-irqchip={mode}")),
+                ("machine", format!("pc,kernel_irqchip={mode}")),
                 ("accel", format!("kvm:tcg,kernel-irqchip={mode}")),
             ] {
                 assert_eq!(given(option, &text).unwrap(), Some(expected));

@@ -22,6 +22,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::Notify;
 
 use crate::service_option::{self, SERVICE_OPTIONS};
+use crate::standard_output;
 use crate::storage_daemon::{EndSignals, background, control_runtime};
 use drive::{Drive, Interface as DriveInterface};
 use legacy_chardev::LegacyChardev;
@@ -36,10 +37,7 @@ const BEFORE_THE_MACHINE: usize = 3;
 pub(crate) fn main(program: &str, arguments: Vec<OsString>) -> ExitCode {
     let given = match options::parse(program, arguments) {
         Ok(Parsed::Run(given)) => given,
-        Ok(Parsed::Print(text)) => {
-            print!("{text}");
-            return ExitCode::SUCCESS;
-        }
+        Ok(Parsed::Print(text)) => return standard_output::print(program, &text),
         Err(complaint) => {
             eprintln!("{program}: {complaint}");
             return ExitCode::FAILURE;
@@ -67,10 +65,7 @@ pub(crate) fn main(program: &str, arguments: Vec<OsString>) -> ExitCode {
 fn run(program: &str, given: &[Given], daemonize: bool) -> Result<ExitCode, String> {
     let machine = match machine_options::read(given).map_err(|error| error.desc)? {
         Wanted::Machine(machine) => *machine,
-        Wanted::Help(text) => {
-            print!("{text}");
-            return Ok(ExitCode::SUCCESS);
-        }
+        Wanted::Help(text) => return Ok(standard_output::print(program, &text)),
     };
     for warning in &machine.warnings {
         eprintln!("{program}: {warning}");
@@ -243,7 +238,7 @@ impl System {
             LegacyChardev::None => Ok(None),
             LegacyChardev::Existing(id) => Ok(Some(id)),
             LegacyChardev::New(arguments) => {
-                self.storage.add_chardev(*arguments).await?;
+                service_option::add_chardev(&self.storage, *arguments).await?;
                 Ok(Some(id.to_owned()))
             }
         }
