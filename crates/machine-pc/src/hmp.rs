@@ -88,127 +88,133 @@ const COMMANDS: &[Command] = &[
     command(
         ("balloon", ""),
         "target",
-        "request VM to change its memory allocation (in MB)",
+        "how much memory the balloon is to leave the guest, in MiB",
         1,
         Run::Beside(actions::balloon),
     ),
     command(
         ("cont", "c"),
         "",
-        "resume emulation",
+        "let the guest run on",
         0,
         Run::Beside(actions::cont),
     ),
     command(
         ("device_add", ""),
         "driver[,prop=value][,...]",
-        "add device, like -device on the command line",
+        "plug a device in; takes what -device takes",
         1,
         Run::Beside(actions::device_add),
     ),
     command(
         ("device_del", ""),
         "device",
-        "remove device",
+        "unplug a device",
         1,
         Run::Beside(actions::device_del),
     ),
-    command(("help", "?"), "[cmd]", "show the help", 2, Run::Alone(help)),
+    command(
+        ("help", "?"),
+        "[cmd]",
+        "what there is, or how one command is used",
+        2,
+        Run::Alone(help),
+    ),
     command(
         ("info", ""),
         "[subcommand]",
-        "show various information about the system state",
+        "look at something; without a word: at what",
         usize::MAX,
         Run::Machine(info::run),
     ),
     command(
         ("memsave", ""),
         "addr size file",
-        "save to disk virtual memory dump starting at 'addr' of size 'size'",
+        "write SIZE bytes of memory, as the CPU at hand sees ADDR, to a file",
         3,
         Run::Beside(actions::memsave),
     ),
     command(
         ("nmi", ""),
         "",
-        "inject an NMI",
+        "a non-maskable interrupt for every CPU",
         0,
         Run::Beside(actions::nmi),
     ),
     command(
         ("pmemsave", ""),
         "addr size file",
-        "save to disk physical memory dump starting at 'addr' of size 'size'",
+        "write SIZE bytes of physical memory from ADDR on to a file",
         3,
         Run::Beside(actions::pmemsave),
     ),
     command(
         ("qemu-io", ""),
         "[-d] [device] \"[command]\"",
-        "run a qemu-io command on a block device",
+        "read, write, flush or discard on a disk, in qemu-io's words",
         3,
         Run::Beside(block::qemu_io),
     ),
     command(
         ("quit", "q"),
         "",
-        "quit the emulator",
+        "switch off at once and end the program",
         0,
         Run::Machine(actions::quit),
     ),
     command(
         ("sendkey", ""),
         "keys [hold_ms]",
-        "send keys to the VM (e.g. 'sendkey ctrl-alt-f1', default hold time=100 ms)",
+        "press keys together, as in ctrl-alt-delete; for 100 ms unless told otherwise",
         2,
         Run::Beside(actions::sendkey),
     ),
     command(
         ("stop", "s"),
         "",
-        "stop emulation",
+        "let the guest stand still",
         0,
         Run::Beside(actions::stop),
     ),
     command(
         ("system_powerdown", ""),
         "",
-        "send system power down event",
+        "press the power button",
         0,
         Run::Beside(actions::system_powerdown),
     ),
     command(
         ("system_reset", ""),
         "",
-        "reset the system",
+        "press the reset button",
         0,
         Run::Beside(actions::system_reset),
     ),
     command(
         ("system_wakeup", ""),
         "",
-        "wakeup guest from suspend",
+        "end the guest's sleep",
         0,
         Run::Beside(actions::system_wakeup),
     ),
     command(
         ("watchdog_action", ""),
         "[reset|shutdown|poweroff|pause|debug|none|inject-nmi]",
-        "change watchdog action",
+        "what follows when the watchdog has starved",
         1,
         Run::Beside(actions::watchdog_action),
     ),
     command(
         ("x", ""),
         "/fmt addr",
-        "virtual memory dump starting at 'addr'",
+        "look at memory as the CPU at hand sees it",
         usize::MAX,
         Run::Machine(examine::linear),
     ),
     command(
         ("xp", ""),
         "/fmt addr",
-        "physical memory dump starting at 'addr'",
+        "look at physical memory",
         usize::MAX,
         Run::Machine(examine::physical),
     ),
@@ -467,9 +473,12 @@ mod tests {
     fn help_knows_every_command() {
         let text = help(&[]).unwrap();
         assert_eq!(text.lines().count(), COMMANDS.len());
-        assert!(text.contains("\nstop|s  -- stop emulation\n"), "{text}");
+        assert!(
+            text.contains("\nstop|s  -- let the guest stand still\n"),
+            "{text}"
+        );
         let of = |name: &str| help(&[name.to_owned()]).unwrap();
-        assert_eq!(of("c"), "cont|c  -- resume emulation\n");
+        assert_eq!(of("c"), "cont|c  -- let the guest run on\n");
         assert_eq!(of("nosuch"), "unknown command: 'nosuch'\n");
         assert!(of("info").contains("info status  -- "));
     }

@@ -185,7 +185,7 @@ fn people_sit_at_a_terminal() {
     person.expect(BANNER);
     person.say(
         "help sto\t\n",
-        "help stop \r\nstop|s  -- stop emulation\r\n(qemu) ",
+        "help stop \r\nstop|s  -- let the guest stand still\r\n(qemu) ",
     );
     person.say("info kvm\r", "info kvm\r\nkvm support: disabled\r\n(qemu) ");
     machine.quit();
