@@ -24,6 +24,7 @@ unsafe extern "C" {
     pub static main_stack_end: u8;
     pub static other_stack_end: u8;
     pub static interrupt_stack_end: u8;
+    pub static nmi_stack_end: u8;
     pub static trampoline: u8;
     pub static trampoline_end: u8;
     /// The descriptor table; the task state's place in it is filled in by Rust.
@@ -265,6 +266,9 @@ other_stack_end:
     .skip 8192
     .global interrupt_stack_end
 interrupt_stack_end:
+    .skip 4096
+    .global nmi_stack_end
+nmi_stack_end:
     .align 8
     .global timer_count
     .global timer_count_all

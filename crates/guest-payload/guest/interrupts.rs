@@ -92,10 +92,13 @@ fn prepare_tables() {
         let tables = [(&raw mut TABLE, 1), (&raw mut OTHER_TABLE, 0)];
         for (table, stack) in tables {
             for (vector, entry) in (*table).0.iter_mut().enumerate() {
+                // An NMI comes inside other handlers too, and must leave their stack alone.
+                let stack = if vector == 2 { 2 * stack } else { stack };
                 *entry = gate(handler(vector), stack);
             }
         }
         TASK_STATE.interrupt_stacks[0] = (&raw const entry::interrupt_stack_end) as u64;
+        TASK_STATE.interrupt_stacks[1] = (&raw const entry::nmi_stack_end) as u64;
         let base = (&raw const TASK_STATE) as u64;
         let limit = size_of::<TaskState>() as u64 - 1;
         let low = limit | (base & 0xff_ffff) << 16 | 0x89 << 40 | (base >> 24 & 0xff) << 56;
